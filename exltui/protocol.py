@@ -1,0 +1,253 @@
+"""What the app and the engine say to each other: frozen dataclasses of plain values, and nothing else.
+
+Commands go down, events come up. A command returns nothing; every answer is an event that carries its id. Every ``Submit`` ends in
+exactly one ``Done`` or ``Failed``; every ``Load`` in exactly one ``Loaded`` or ``LoadFailed``. ``Text`` events are coalesced to at most
+30 a second, so a slow screen never slows the engine. Everything here survives ``from_json(to_json(message))``: a recorded event log is
+a list of JSON lines, and the app cannot tell it from a live engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model. ``None`` means: decide from the model and the machine."""
+
+    device: str | None = None  # "cpu", "cuda:0"; None: the first GPU if there is one
+    length: int | None = None  # context in tokens; None: the model's own, at most 8,192
+    cache: str = "fp16"  # "fp16", "q8", "q6", "q4", or "K,V" bits
+    chunk_size: int = 2048  # prompt tokens per forward pass
+    threads: int | None = None  # CPU threads; None: physical cores
+    rope_scale: float | None = None  # linear position scale
+    rope_alpha: float | None = None  # NTK alpha
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One set of sampler settings. Names and formulas: docs/sampling.md. Every setting has an off value."""
+
+    temperature: float = 0.8  # 0: greedy; off at 1
+    top_k: int = 50  # off at 0
+    top_p: float = 0.9  # off at 1 (0 also means off)
+    min_p: float = 0.05  # off at 0
+    token_repetition_penalty: float = 1.0  # off at 1
+    token_presence_penalty: float = 0.0  # off at 0
+    token_frequency_penalty: float = 0.0  # off at 0
+    token_repetition_range: int = -1  # how many of the last tokens the penalties see; -1: all
+    seed: int | None = None  # None: drawn afresh and reported in Done
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One thing to generate. Exactly one of ``prompt`` and ``prompt_ids`` is given."""
+
+    id: str
+    prompt: str | None = None  # text; special tokens in it are recognised when ``parse_special``
+    prompt_ids: tuple[int, ...] | None = None
+    parse_special: bool = True
+    add_bos: bool | None = None  # None: as the tokenizer wants it (never for a rendered chat template)
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int | None = None  # None: until the context is full
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # added to the model's own
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    id: str
+    model_dir: str
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    job: JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    id: str  # of a job or a load
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    pass
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class HostUp:
+    """The engine thread has imported torch and is listening."""
+
+    torch_version: str
+    devices: tuple[str, ...]  # "cpu", "cuda:0", ...
+    native: bool  # the native extension is there
+    note: str = ""  # why it is not, and the command that mends it
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    id: str
+    stage: str  # "extension", "weights", "warm-up"
+    done: int  # bytes, or steps where total_unit is not "B"
+    total: int
+    unit: str = "B"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    id: str
+    model_dir: str
+    name: str
+    architecture: str
+    format: str  # "f16", "bf16", "f32", "exl2", "gptq"
+    bits_per_weight: float
+    parameters: int
+    context: int  # tokens that the cache holds
+    trained_context: int
+    device: str
+    weight_bytes: int
+    cache_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    id: str
+    error: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    id: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    id: str
+    done: int  # prompt tokens computed or found in the cache
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    id: str
+    text: str
+    tokens: int  # new tokens since the last Text of this job
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The figures of a finished job. ``stop_reason``: stop_token, stop_string, max_new_tokens, context_full or cancelled."""
+
+    stop_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    id: str
+    stats: Stats
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    id: str
+    error: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMeter:
+    """One device, as its driver reports it. ``None`` is unknown and is shown as a dash. Bytes, percent, Celsius, watts."""
+
+    name: str
+    kind: str  # "cuda", "rocm", "cpu"
+    memory_total: int | None = None
+    memory_used: int | None = None
+    weights: int | None = None  # this program's share of memory_used
+    cache: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A pulse, about once a second, whether or not a job runs."""
+
+    devices: tuple[DeviceMeter, ...]
+    decode_rate: float | None = None  # tokens per second over the last second of decoding
+    prefill_rate: float | None = None
+    context_used: int = 0
+    context_total: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+
+
+Command = Load | Unload | Submit | Cancel | Quit
+Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | Queued | Prefill | Text | Done | Failed | Meter
+
+_TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
+
+
+def to_json(message: Command | Event) -> str:
+    """One line of JSON: the type's name under ``"is"`` beside the fields."""
+    return json.dumps({"is": type(message).__name__, **dataclasses.asdict(message)}, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(line: str) -> Command | Event:
+    """The message that ``to_json`` wrote. Raises ValueError for an unknown type and TypeError for wrong fields."""
+    fields = json.loads(line)
+    name = fields.pop("is", None)
+    if name not in _TYPES:
+        raise ValueError(f"not a protocol message: {line[:80]}")
+    return _build(_TYPES[name], fields)
+
+
+def _build(cls: type, fields: dict) -> typing.Any:
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _value(hints[key], value) if key in hints else value for key, value in fields.items()})
+
+
+def _value(hint: typing.Any, value: typing.Any) -> typing.Any:
+    """``value`` as parsed from JSON, with dictionaries turned back into dataclasses and lists into tuples as ``hint`` says."""
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return _value(next(a for a in typing.get_args(hint) if a is not type(None)), value)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
+    return value
