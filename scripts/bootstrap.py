@@ -1,9 +1,9 @@
 """Make or refresh the virtual environment in .venv with everything that exltui needs. Needs only Python's standard library.
 
-    python3 scripts/setup.py            what the app needs
-    python3 scripts/setup.py --test     and what the tests need
-    python3 scripts/setup.py --dev      and what a developer needs (lint, types, wheel)
-    python3 scripts/setup.py --starter  and a first model, if there is none yet
+    python3 scripts/bootstrap.py            what the app needs
+    python3 scripts/bootstrap.py --test     and what the tests need
+    python3 scripts/bootstrap.py --dev      and what a developer needs (lint, types, wheel)
+    python3 scripts/bootstrap.py --starter  and a first model, if there is none yet
 
 It can be run again at any time: what is already there is kept, and a run that has nothing to do takes under a second.
 """
@@ -159,10 +159,10 @@ def main() -> int:
         if options.starter:
             get_starter()
     except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
+        print(f"bootstrap: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("setup: stopped; run the command again to go on", file=sys.stderr)
+        print("bootstrap: stopped; run the command again to go on", file=sys.stderr)
         return 130
     return 0
 
