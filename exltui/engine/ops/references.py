@@ -1,0 +1,211 @@
+"""The torch reference of every row: slow, obvious, for any device, dtype and number of rows. Never optimised.
+
+Activations come in and go out in the op set's dtype (f32 on the CPU, f16 on a GPU); arithmetic in between is f32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from exltui.engine.ops import kv_codec
+from exltui.engine.ops.table import row
+from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
+from exltui.errors import ShapeError
+
+
+def expect(op: str, dimension: str, got: int, wanted: int) -> None:
+    """Raise ShapeError unless ``got`` equals ``wanted``."""
+    if got != wanted:
+        raise ShapeError(f"{op}: {dimension} is {got}, expected {wanted}")
+
+
+def nbytes(*values: Any) -> int:
+    """Bytes of all tensors and weights among ``values``, looking into tuples."""
+    total = 0
+    for value in values:
+        if isinstance(value, tuple):
+            total += nbytes(*value)
+        elif isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        elif hasattr(value, "nbytes"):
+            total += value.nbytes
+    return total
+
+
+# ── small functions that the rows compose ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def normalise(x: Tensor, norm: Norm | None, op: str) -> Tensor:
+    """``x`` [.., k] through ``norm``, in f32. Statistics are f32."""
+    y = x.float()
+    if norm is None:
+        return y
+    expect(op, "k of x", x.shape[-1], norm.weight.shape[-1])
+    weight = norm.weight.float() + norm.offset
+    if norm.kind == "rms":
+        return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + norm.eps) * weight
+    y = y - y.mean(-1, keepdim=True)
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + norm.eps) * weight
+    return y if norm.bias is None else y + norm.bias.float()
+
+
+def multiply(x: Tensor, weight: Weight, op: str) -> Tensor:
+    """``x`` [t, k] f32 times ``weight`` plus its bias -> [t, n] f32."""
+    expect(op, "k of x", x.shape[-1], weight.shape[1])
+    bias = None if weight.bias is None else weight.bias.float()
+    return functional.linear(x.float(), weight.dense().float(), bias)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return functional.silu(x)
+    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def rotate(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
+    """``x`` [t, heads, d] f32 with RoPE at ``positions`` [t]; dimensions past the rotated part pass through."""
+    half = rope.cos.shape[1]
+    cos, sin = (table[positions.long()].unsqueeze(1) for table in (rope.cos, rope.sin))
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if rope.interleaved:
+        left, right = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((left * cos - right * sin, right * cos + left * sin), dim=-1).flatten(-2)
+    else:
+        left, right = turned[..., :half], turned[..., half:]
+        turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    return torch.cat((turned, rest), dim=-1)
+
+
+def read_cache(codes: Tensor, scales: Tensor | None, bits: int, pages: Tensor, length: int) -> Tensor:
+    """The first ``length`` rows of the sequence that lies in ``pages`` -> [length, g, d] f32."""
+    rows = codes[pages.long()].flatten(0, 1)[:length]
+    if scales is None:
+        return rows.float()
+    return kv_codec.dequantise(rows, scales[pages.long()].flatten(0, 1)[:length], bits).float()
+
+
+def write_cache(layer: CacheLayer, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    """Store ``k`` and ``v`` [t, g, d] at ``slots`` [t]."""
+    index = slots.long()
+    for values, store, scales, bits in ((k, layer.k, layer.k_scale, layer.k_bits), (v, layer.v, layer.v_scale, layer.v_bits)):
+        if scales is None:
+            store.view(-1, *store.shape[2:])[index] = values.to(store.dtype)
+        else:
+            codes, scale = kv_codec.quantise(values.half(), bits)
+            store.view(-1, *store.shape[2:])[index] = codes
+            scales.view(-1, *scales.shape[2:])[index] = scale
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@row(
+    "tokens[t] i32, table[v,k] -> x[t,k]",
+    nmse=1e-7,
+    moves=lambda tokens, table, scale, dtype: tokens.numel() * table.shape[1] * (table.element_size() + dtype.itemsize),
+)
+def embed(tokens: Tensor, table: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Rows of ``table`` for ``tokens``, times ``scale``, as ``dtype``."""
+    return (table[tokens.long()].float() * scale).to(dtype)
+
+
+@row(
+    "x[t,k], norm, weights: (Weight[n_i,k], ..) -> y[t, sum n_i]",
+    nmse=1e-6,
+    moves=lambda x, norm, weights: nbytes(x, weights) + x.shape[0] * sum(w.shape[0] for w in weights) * x.element_size(),
+)
+def norm_linear(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...]) -> Tensor:
+    """``x`` normalised and multiplied with each weight; the results side by side (q, k and v of a layer)."""
+    y = normalise(x, norm, "norm_linear")
+    return torch.cat([multiply(y, weight, "norm_linear") for weight in weights], dim=-1).to(x.dtype)
+
+
+@row(
+    "x[t,k], weight: Weight[n,k], residual[t,n], scale -> y[t,n]",
+    nmse=1e-6,
+    moves=lambda x, weight, residual, scale=1.0: nbytes(x, weight, residual, residual),
+)
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, scale: float = 1.0) -> Tensor:
+    """``residual + scale * (x @ W.T + bias)``."""
+    expect("linear_add", "n of residual", residual.shape[-1], weight.shape[0])
+    expect("linear_add", "t of residual", residual.shape[0], x.shape[0])
+    return (residual.float() + multiply(x, weight, "linear_add") * scale).to(residual.dtype)
+
+
+@row(
+    "x[t,k], norm, weights: (gate[n,k], up[n,k]) or (up[n,k],), activation -> y[t,n]",
+    nmse=1e-6,
+    moves=lambda x, norm, weights, activation: nbytes(x, weights) + x.shape[0] * weights[-1].shape[0] * x.element_size(),
+)
+def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], activation: Activation) -> Tensor:
+    """``act(gate(norm(x))) * up(norm(x))``, or ``act(up(norm(x)))`` where there is no gate."""
+    y = normalise(x, norm, "norm_gate_up")
+    up = multiply(y, weights[-1], "norm_gate_up")
+    if len(weights) == 1:
+        return activate(up, activation).to(x.dtype)
+    expect("norm_gate_up", "n of gate", weights[0].shape[0], weights[1].shape[0])
+    return (activate(multiply(y, weights[0], "norm_gate_up"), activation) * up).to(x.dtype)
+
+
+@row(
+    "x[t,k], norm, weight: Weight[v,k], scale, softcap -> logits[t,v] f32",
+    nmse=1e-6,
+    moves=lambda x, norm, weight, scale=1.0, softcap=0.0: nbytes(x, weight) + x.shape[0] * weight.shape[0] * 4,
+)
+def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, softcap: float = 0.0) -> Tensor:
+    """Final norm and output head: ``c * tanh(scale * logits / c)`` where ``softcap`` c > 0."""
+    logits = multiply(normalise(x, norm, "norm_head"), weight, "norm_head") * scale
+    return softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+
+
+@row(
+    "qkv[t,(h+2g)*d], rope, batch, layer, heads -> q[t,h,d]; writes k[t,g,d], v[t,g,d] to layer",
+    nmse=1e-6,
+    moves=lambda qkv, rope, batch, layer, heads: 2 * nbytes(qkv),
+)
+def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, heads: Heads) -> Tensor:
+    """Norm each head of q and k, rotate them to their positions, store k and v in the cache, return q."""
+    h, g, d = heads.h, heads.g, heads.d
+    expect("rope_store", "(h+2g)*d of qkv", qkv.shape[-1], (h + 2 * g) * d)
+    expect("rope_store", "t of slots", batch.slots.shape[0], qkv.shape[0])
+    q, k, v = qkv.float().view(-1, h + 2 * g, d).split((h, g, g), dim=1)
+    q, k = normalise(q, heads.q_norm, "rope_store"), normalise(k, heads.k_norm, "rope_store")
+    if rope is not None:
+        q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
+    write_cache(layer, k, v, batch.slots)
+    return q.to(qkv.dtype)
+
+
+def _attend_bytes(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> int:
+    per_token = sum(nbytes(t) for t in (layer.k, layer.v, layer.k_scale, layer.v_scale)) / max(layer.k.shape[0] * PAGE, 1)
+    return int(2 * nbytes(q) + float(batch.lengths.sum()) * per_token)
+
+
+@row("q[t,h,d], layer, batch, attention -> y[t,h*d]", nmse=1e-6, moves=_attend_bytes)
+def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
+    """Causal attention of each token to its own sequence's pages, its own key included; query heads share key/value heads in order."""
+    expect("attend", "d of q", q.shape[-1], layer.k.shape[-1] * (1 if layer.k_scale is None else 8 // layer.k_bits))
+    expect("attend", "t of positions", batch.positions.shape[0], q.shape[0])
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    starts = batch.query_start.tolist()
+    for i, length in enumerate(batch.lengths.tolist()):
+        here = slice(starts[i], starts[i + 1])
+        pages = batch.page_table[i, : -(-length // PAGE)]
+        k = read_cache(layer.k, layer.k_scale, layer.k_bits, pages, length)
+        v = read_cache(layer.v, layer.v_scale, layer.v_bits, pages, length)
+        share = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q[here].float(), k) * attention.scale
+        if attention.softcap > 0:
+            scores = attention.softcap * torch.tanh(scores / attention.softcap)
+        distance = batch.positions[here].unsqueeze(1) - torch.arange(length, device=q.device)
+        hidden = distance < 0
+        if attention.window > 0:
+            hidden |= distance >= attention.window
+        scores = scores.masked_fill(hidden, float("-inf"))
+        out[here] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+    return out.flatten(1).to(q.dtype)
