@@ -1,0 +1,126 @@
+"""EXL2 weights: rows sorted by importance, cut into groups of one bit width each, a 4-bit scale for every group and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
+from exltui.errors import ModelError
+
+WIDTHS = (2, 3, 4, 5, 6, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``rows`` consecutive stored rows of one width, from packed row ``first`` of q_weight on."""
+
+    bits: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Exl2Weight:
+    """One quantised linear layer as it lies in the file; P packed rows, G groups.
+
+    ``q_weight`` [P, n] i32, ``q_invperm`` [k] i32 (stored row of each input feature), ``q_scale`` [G, n / 8] i32 (nibbles),
+    ``q_scale_max`` [G] f16, ``q_groups`` [2G] i16 (pairs of bits and first packed row), ``bias`` [n] or None. ``prescale`` is the
+    model's logit or residual scale, which the format folds into the scales when it is read.
+    """
+
+    q_weight: Tensor
+    q_invperm: Tensor
+    q_scale: Tensor
+    q_scale_max: Tensor
+    q_groups: Tensor
+    bias: Tensor | None = None
+    prescale: float = 1.0
+    groups: tuple[Group, ...] = field(default=())
+    format: str = "exl2"
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", _groups(self))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q_weight.shape[1], self.q_invperm.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.q_weight, self.q_invperm, self.q_scale, self.q_scale_max, self.q_groups)
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @cached_property
+    def q_perm(self) -> Tensor:
+        """[k] i32: the input feature of each stored row."""
+        return torch.argsort(self.q_invperm.long()).to(torch.int32)
+
+    @cached_property
+    def group_table(self) -> Tensor:
+        """[G, 3] i32 on the CPU: bits, first packed row, rows of each group."""
+        return torch.tensor([(g.bits, g.first, g.rows) for g in self.groups], dtype=torch.int32)
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """[G, n] f16: what a centred code is multiplied with. Rounded twice, as the format defines; subnormals count."""
+        factor = torch.tensor(self.prescale / 256, dtype=torch.float32, device=self.q_scale_max.device)
+        scale_max = (self.q_scale_max.float() * factor).half()
+        steps = unpack_nibbles(self.q_scale) + 1
+        return ((steps * steps).float() * scale_max.float().unsqueeze(1)).half()
+
+    def stored(self) -> Tensor:
+        """[k, n] f16 in stored row order, bit-exact."""
+        parts = []
+        for index, group in enumerate(self.groups):
+            words = self.q_weight[group.first : group.first + group.rows * group.bits // 32]
+            centred = unpack_columns(words, group.bits, group.rows) - (1 << (group.bits - 1))
+            parts.append((centred.float() * self.scales[index].float()).half())
+        return torch.cat(parts)
+
+    def dense(self) -> Tensor:
+        """[n, k] f16, bit-exact. The result is a transposed view."""
+        return self.stored()[self.q_invperm.long()].t()
+
+    def to(self, device: torch.device) -> Exl2Weight:
+        if device.type == "cpu":
+            return self
+        parts = {name: getattr(self, name).to(device) for name in ("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups")}
+        bias = None if self.bias is None else self.bias.to(device, torch.float16)
+        return replace(self, **parts, bias=bias)
+
+
+def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
+    """The extents of the groups, checked against every other size. Raises ModelError."""
+    packed, n = weight.q_weight.shape
+    pairs = (weight.q_groups.to(torch.int32) & 0xFFFF).view(-1, 2).tolist()
+    ends = [*(first for _, first in pairs[1:]), packed]
+    groups = []
+    for (bits, first), end in zip(pairs, ends, strict=True):
+        if bits not in WIDTHS or not first < end <= packed:
+            raise ModelError(f"EXL2 group of {bits} bits in packed rows {first} to {end} of {packed} is impossible", "download the model again")
+        rows = (end - first) * 32 // bits
+        if rows % 32 or rows * bits != (end - first) * 32:
+            raise ModelError(f"EXL2 group of {rows} rows: groups are multiples of 32 rows", "download the model again")
+        groups.append(Group(bits, first, rows))
+    k, count = sum(g.rows for g in groups), len(groups)
+    problems = [
+        (k != weight.q_invperm.shape[0], f"its groups hold {k} rows, q_invperm has {weight.q_invperm.shape[0]}"),
+        (n % 32 != 0, f"{n} columns are not a multiple of 32"),
+        (tuple(weight.q_scale.shape) != (count, n // 8), f"q_scale is {tuple(weight.q_scale.shape)}, expected {(count, n // 8)}"),
+        (weight.q_scale_max.shape[0] != count, f"q_scale_max has {weight.q_scale_max.shape[0]} entries, expected {count}"),
+        (any(a.bits < b.bits for a, b in zip(groups, groups[1:], strict=False)), "its widths increase from group to group"),
+        (not _is_permutation(weight.q_invperm, k), "q_invperm is not a permutation"),
+    ]
+    for wrong, sentence in problems:
+        if wrong:
+            raise ModelError(f"EXL2 tensor: {sentence}", "download the model again")
+    return tuple(groups)
+
+
+def _is_permutation(indices: Tensor, k: int) -> bool:
+    return indices.shape[0] == k and bool((indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all())

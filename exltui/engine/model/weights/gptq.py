@@ -1,0 +1,73 @@
+"""GPTQ weights: 4 bits, one scale and one zero point for every group of rows and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
+from exltui.errors import ModelError
+
+
+@dataclass(frozen=True)
+class GptqWeight:
+    """``qweight`` [k / 8, n] i32, ``qzeros`` [G, n / 8] i32, ``scales`` [G, n] f16, ``g_idx`` [k] i32 (group of each row), ``bias``.
+
+    ``W[k, n] = (q - zero) * scale``, where zero is the stored nibble plus 1 (version 1) or the nibble (``v2``).
+    """
+
+    qweight: Tensor
+    qzeros: Tensor
+    scales: Tensor
+    g_idx: Tensor
+    v2: bool = False
+    bias: Tensor | None = None
+    format: str = "gptq"
+
+    @staticmethod
+    def read(tensors: dict[str, Tensor], *, v2: bool) -> GptqWeight:
+        """From tensors named as in the file. An absent or all-zero ``g_idx`` means equal groups in order; a zero bias is none."""
+        qweight, qzeros, scales = tensors["qweight"], tensors["qzeros"], tensors["scales"].half()
+        k, n, groups = qweight.shape[0] * 8, qweight.shape[1], scales.shape[0]
+        if tuple(qzeros.shape) != (groups, n // 8) or scales.shape[1] != n or k % 32 or n % 32:
+            sizes = f"qweight {tuple(qweight.shape)}, qzeros {tuple(qzeros.shape)}, scales {tuple(scales.shape)}"
+            raise ModelError(f"GPTQ tensors do not fit each other: {sizes}", "only 4-bit GPTQ can be read")
+        g_idx = tensors.get("g_idx")
+        if g_idx is None or not bool(g_idx.any()):
+            size = 1
+            while size * groups < k:
+                size *= 2
+            g_idx = torch.arange(k, dtype=torch.int32) // size
+        if g_idx.shape[0] != k or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+            raise ModelError(f"GPTQ g_idx names groups outside 0 to {groups - 1}", "download the model again")
+        bias = tensors.get("bias")
+        return GptqWeight(qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.qweight.shape[1], self.qweight.shape[0] * 8
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in (self.qweight, self.qzeros, self.scales, self.g_idx))
+
+    @cached_property
+    def zeros(self) -> Tensor:
+        """[G, n] i32: the code that means zero, 0 .. 16."""
+        return unpack_nibbles(self.qzeros) + (0 if self.v2 else 1)
+
+    def dense(self) -> Tensor:
+        """[n, k] f16, bit-exact. The result is a transposed view."""
+        group = self.g_idx.long()
+        centred = unpack_columns(self.qweight, 4, self.shape[1]) - self.zeros[group]
+        return (centred.float() * self.scales[group].float()).half().t()
+
+    def to(self, device: torch.device) -> GptqWeight:
+        if device.type == "cpu":
+            return self
+        parts = {name: getattr(self, name).to(device) for name in ("qweight", "qzeros", "scales", "g_idx")}
+        bias = None if self.bias is None else self.bias.to(device, torch.float16)
+        return replace(self, **parts, bias=bias)
