@@ -47,7 +47,9 @@ def read_checkpoint(directory: Path) -> dict[str, TensorInfo]:
     for file in files:
         for name, info in read_header(file).items():
             if name in tensors:
-                raise CheckpointError(f"{file.name}: tensor {name} is in {tensors[name].file.name} too", "remove the file that does not belong here")
+                raise CheckpointError(
+                    f"{file.name}: tensor {name} is in {tensors[name].file.name} too", "remove the file that does not belong here"
+                )
             tensors[name] = info
     return tensors
 
@@ -63,7 +65,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{file.name}: the header claims {length:,} bytes in a file of {size:,}", again)
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}", "check the file and its permissions") from error
+        raise CheckpointError(
+            f"{file.name}: cannot be read: {error.strerror or error}", "check the file and its permissions"
+        ) from error
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:

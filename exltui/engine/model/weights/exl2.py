@@ -102,7 +102,9 @@ def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
     groups = []
     for (bits, first), end in zip(pairs, ends, strict=True):
         if bits not in WIDTHS or not first < end <= packed:
-            raise ModelError(f"EXL2 group of {bits} bits in packed rows {first} to {end} of {packed} is impossible", "download the model again")
+            raise ModelError(
+                f"EXL2 group of {bits} bits in packed rows {first} to {end} of {packed} is impossible", "download the model again"
+            )
         rows = (end - first) * 32 // bits
         if rows % 32 or rows * bits != (end - first) * 32:
             raise ModelError(f"EXL2 group of {rows} rows: groups are multiples of 32 rows", "download the model again")
@@ -123,4 +125,6 @@ def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
 
 
 def _is_permutation(indices: Tensor, k: int) -> bool:
-    return indices.shape[0] == k and bool((indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all())
+    return indices.shape[0] == k and bool(
+        (indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all()
+    )

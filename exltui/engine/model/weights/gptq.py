@@ -44,7 +44,9 @@ class GptqWeight:
         if g_idx.shape[0] != k or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
             raise ModelError(f"GPTQ g_idx names groups outside 0 to {groups - 1}", "download the model again")
         bias = tensors.get("bias")
-        return GptqWeight(qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None)
+        return GptqWeight(
+            qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

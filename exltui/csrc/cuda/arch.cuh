@@ -1,0 +1,208 @@
+// Everything that depends on the chip, in one place: inline PTX, cache hints, tensor-core products, programmatic dependent launch,
+// and the warp size. Each name has a portable #else made of plain CUDA C++ that hipify can translate, so the kernels hold no
+// assembly and no architecture tests. EXLTUI_PORTABLE selects the portable forms on NVIDIA too: that is how they are compiled in CI.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#if defined(__CUDA_ARCH__) && !defined(EXLTUI_PORTABLE) && !defined(__HIP_PLATFORM_AMD__)
+#define EXLTUI_PTX 1
+#else
+#define EXLTUI_PTX 0
+#endif
+
+namespace exltui {
+
+constexpr int kWarp = 32;  // lanes that work together; on 64-wide AMD waves two such groups share a wave
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask, kWarp); }
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask, kWarp); }
+__device__ __forceinline__ uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
+__device__ __forceinline__ int shuffle(int value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
+__device__ __forceinline__ float shuffle(float value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+  return value;
+}
+
+// ---- half pairs as 32-bit registers
+
+__device__ __forceinline__ __half2 as_half2(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
+__device__ __forceinline__ uint32_t as_bits(__half2 pair) { return *reinterpret_cast<uint32_t*>(&pair); }
+
+// (a & mask) | value in one instruction: the compiler makes two of it when mask and value are both constants.
+template <uint32_t kMask, uint32_t kValue>
+__device__ __forceinline__ uint32_t and_or(uint32_t a) {
+#if EXLTUI_PTX
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "n"(kMask), "n"(kValue));
+  return result;
+#else
+  return (a & kMask) | kValue;
+#endif
+}
+
+// (a & mask) | b
+template <uint32_t kMask>
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b) {
+#if EXLTUI_PTX
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "n"(kMask), "r"(b));
+  return result;
+#else
+  return (a & kMask) | b;
+#endif
+}
+
+// The low halves of two registers as one pair, and the high halves.
+__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+
+// ---- memory
+
+// Weights are read once a step by one warp: past the first-level cache, first to leave the second. Never for memory that a kernel writes.
+template <typename T>
+__device__ __forceinline__ T load_stream(const T* address) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "one vector register group");
+#if EXLTUI_PTX
+  T result;
+  uint32_t* r = reinterpret_cast<uint32_t*>(&result);
+  if constexpr (sizeof(T) == 16) {
+    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "l"(address));
+  } else if constexpr (sizeof(T) == 8) {
+    asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(address));
+  } else {
+    asm volatile("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(r[0]) : "l"(address));
+  }
+  return result;
+#else
+  return *address;
+#endif
+}
+
+// Start bringing one 128-byte line into the second-level cache. A hint: nothing waits for it.
+__device__ __forceinline__ void prefetch_line(const void* address) {
+#if EXLTUI_PTX
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
+// Read what another block of this launch has written (past the first-level cache, which may hold an older copy).
+__device__ __forceinline__ float load_shared_by_blocks(const float* address) {
+#if EXLTUI_PTX
+  return __ldcg(address);
+#else
+  return *reinterpret_cast<const volatile float*>(address);
+#endif
+}
+
+// ---- products
+
+// d[16 rows, 8 columns] += a[16, 16] b[16, 8]; fp16 inputs, fp32 sums. Lane l holds, with r = l / 4 and q = l % 4:
+//   a: {(r, 2q..), (r + 8, 2q..), (r, 2q + 8..), (r + 8, 2q + 8..)} as pairs along k,  b: {(2q.., r), (2q + 8.., r)},
+//   d: {(r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1)}.
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif EXLTUI_PTX && __CUDA_ARCH__ >= 750
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b0));
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[2]), "r"(a[3]), "r"(b1));
+#else
+  // Every lane collects the rows and columns that its four results need: slow and obvious.
+  const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);
+  for (int q = 0; q < 4; ++q) {
+    for (int part = 0; part < 2; ++part) {
+      const float2 top = __half22float2(as_half2(shuffle(a[2 * part], row * 4 + q)));
+      const float2 bottom = __half22float2(as_half2(shuffle(a[2 * part + 1], row * 4 + q)));
+      const uint32_t b = part == 0 ? b0 : b1;
+      const float2 left = __half22float2(as_half2(shuffle(b, column * 4 + q)));
+      const float2 right = __half22float2(as_half2(shuffle(b, (column + 1) * 4 + q)));
+      d[0] += top.x * left.x + top.y * left.y;
+      d[1] += top.x * right.x + top.y * right.y;
+      d[2] += bottom.x * left.x + bottom.y * left.y;
+      d[3] += bottom.x * right.x + bottom.y * right.y;
+    }
+  }
+#endif
+}
+
+// An 8 x 8 tile of halves, lane l holding (row l / 4, columns 2 (l % 4) and the next), is transposed in place across the warp.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+#if EXLTUI_PTX
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+#else
+  const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);
+  const uint32_t first = shuffle(pair, column * 4 + row / 2), second = shuffle(pair, (column + 1) * 4 + row / 2);
+  return row % 2 ? high_halves(first, second) : low_halves(first, second);
+#endif
+}
+
+// ---- programmatic dependent launch: a kernel may start while the one before it still runs; up to wait_for_previous() it may read
+// only what no kernel of the step writes (weights), and must write nothing. Without it the two calls do nothing.
+
+__device__ __forceinline__ void wait_for_previous() {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_start() {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// How a kernel is started: its grid, its stream, and whether it may overlap the end of the kernel before it.
+struct Launch {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+  cudaStream_t stream;
+  bool overlap;  // ignored where the chip or the toolkit has no programmatic dependent launch
+};
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t start(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {
+#if !defined(__HIP_PLATFORM_AMD__) && CUDART_VERSION >= 11080
+  cudaLaunchConfig_t config = {};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = launch.stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = launch.overlap ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+#else
+  kernel<<<launch.grid, launch.block, launch.shared_bytes, launch.stream>>>(arguments...);
+  return cudaGetLastError();
+#endif
+}
+
+}  // namespace exltui

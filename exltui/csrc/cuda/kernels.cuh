@@ -1,0 +1,175 @@
+// What the kernels are told, and the functions that start them. Plain structs over raw device pointers, no torch: every .cu here
+// compiles alone, on a machine without a GPU, and can be hipified. Letters as everywhere in exltui: t tokens of a step, b sequences,
+// k in-features, n out-features, h query heads, g KV heads, d head dimension, p pages. Activations and K/V are fp16.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace exltui {
+
+constexpr int kPageTokens = 256;
+
+enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3 };
+
+// ---- linear_small: 1-8 tokens times one or several matrices
+
+constexpr int kMaxPanels = 18;    // three fused matrices of six bit widths
+constexpr int kMaxTokens = 8;     // columns of one tensor-core product
+constexpr int kDenseBits = 16;    // "bits" of an fp16 panel
+constexpr int kGptqBits = 20;     // 4-bit codes with a zero point for every group and column
+
+// A run of k-tiles of one matrix with one bit width. A tile is 32 out-features by 32 in-features; tiles of a column of tiles are
+// adjacent, columns follow each other (layout inside a tile: engine/ops/cuda_layout.py).
+struct Panel {
+  const uint32_t* words;  // [columns, tiles, bits * 32]
+  const __half* scales;   // [columns, tiles >> group_shift, 8, 4] (GPTQ: [.., 8, 8], the last 4 are 8 - zero); null when dense
+  int bits;               // 2, 3, 4, 5, 6, 8, kDenseBits or kGptqBits
+  int tiles;              // k-tiles in the panel
+  int columns;            // n-tiles
+  int group_shift;        // log2 of the tiles that share one row of scales
+  int first_tile;         // the panel's first k-tile within x (stored order)
+  int first_unit;         // the output unit (32 out-features) of its first column
+  int part;               // 1: the "up" half of a gated pair, else 0
+  int cost;               // relative cost of a tile; the work is cut by it
+  int start;              // cost of all panels before this one
+};
+
+struct LinearSmall {
+  Panel panels[kMaxPanels];
+  int panel_count;
+  int units;             // output units of 32
+  int tokens;            // t <= kMaxTokens
+  int k;                 // in-features of x
+  int k_padded;          // a multiple of 32
+  const __half* x;       // [t, k]
+  const uint16_t* order; // [k] in-feature of each stored row, or null
+  const __half* norm;    // [k] RMS norm weight, or null: x as it is
+  float eps;
+  float norm_offset;     // added to the norm weight
+  const __half* bias;    // [n] or null
+  const __half* bias_up; // [n] of the part-1 matrix or null
+  const __half* residual;// [t, n] or null
+  float scale;           // multiplies the product before the residual is added
+  float softcap;         // 0: none
+  Activation activation; // kNone: no gate; of one matrix (no part 1) it is applied to its result
+  int gated;             // y = activation(part 0) * part 1
+  int n;                 // out-features, the row stride of y
+  __half* y;             // [t, n], or null
+  float* logits;         // [t, n], or null
+  float* partials;       // [units, slots, t, 32]
+  int* counters;         // [units], zero before and after
+  int slots;             // room for partial sums of a unit
+  int warps;             // warps of the whole grid
+  int share;             // cost / warps
+  int share_rest;        // cost % warps: the first of them do one more
+};
+
+// Bytes of shared memory that linear_small needs.
+size_t linear_small_shared_bytes(int tokens, int k_padded);
+cudaError_t linear_small(const LinearSmall& work, int blocks, cudaStream_t stream, bool overlap);
+constexpr int kLinearSmallWarps = 16;
+
+// ---- dequantise: a panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
+
+struct Dequantise {
+  Panel panel;
+  __half* y;  // [n, k_padded]; the panel fills columns first_tile * 32 on, rows first_unit * 32 on
+  int k_padded;
+};
+cudaError_t dequantise(const Dequantise& work, cudaStream_t stream);
+
+// ---- norm of rows (prefill, and layer norm at any length)
+
+struct NormRows {
+  const __half* x;       // [t, k]
+  const __half* weight;  // [k] or null
+  const __half* bias;    // [k] or null
+  __half* y;             // [t, k]
+  int t, k;
+  float eps, offset;
+  int layer;  // 1: subtract the mean
+};
+cudaError_t norm_rows(const NormRows& work, cudaStream_t stream, bool overlap);
+
+// ---- one layer's K/V pages
+
+struct Pages {
+  void* k;        // [p, 256, g, d] fp16, or uint8 codes [p, 256, g, d * bits / 8]
+  void* v;
+  __half* k_scale;  // [p, 256, g, d / 32] or null at 16 bits
+  __half* v_scale;
+  int k_bits, v_bits;  // 16, 8 or 4
+};
+
+struct RopeStore {
+  const __half* qkv;    // [t, (h + 2g) d]
+  const float* cosine;  // [positions, d_rot / 2] or null: no rotation
+  const float* sine;
+  const int* positions; // [t]
+  const int* slots;     // [t] page * 256 + offset
+  const __half* q_norm; // [d] or null
+  const __half* k_norm;
+  float norm_eps;
+  float norm_offset;
+  __half* q;            // [t, h, d]
+  Pages pages;
+  int t, h, g, d, d_rot;
+  int interleaved;      // pairs (2i, 2i + 1) instead of (i, i + d_rot / 2)
+};
+cudaError_t rope_store(const RopeStore& work, cudaStream_t stream, bool overlap);
+
+// ---- attention of few query tokens over pages
+
+struct AttendDecode {
+  const __half* q;          // [t, h, d]
+  Pages pages;
+  const int* query_start;   // [b + 1]
+  const int* lengths;       // [b] tokens in the cache, those of this step included
+  const int* page_table;    // [b, table_width]
+  int table_width;
+  __half* y;                // [t, h, d]
+  float* partials;          // [t, g, splits, 8, d + 2]
+  int* counters;            // [t, g], zero before and after
+  int t, b, h, g, d;
+  int splits;               // blocks that share one (token, KV head)
+  float scale, softcap;
+  int window;               // 0: all; else the last `window` tokens, the query's own among them
+};
+cudaError_t attend_decode(const AttendDecode& work, cudaStream_t stream, bool overlap);
+
+// ---- rows of a sequence's K or V as fp16, in order, un-rotated (prefill attention)
+
+struct GatherPages {
+  const void* codes;
+  const __half* scales;
+  int bits;
+  const int* page_table;  // [pages of one sequence]
+  __half* y;              // [g, length, d]
+  int length, g, d;
+};
+cudaError_t gather_pages(const GatherPages& work, cudaStream_t stream);
+
+// ---- embedding rows, and gate * up of many rows
+
+struct Embed {
+  const int* tokens;    // [t]
+  const __half* table;  // [v, k]
+  __half* y;            // [t, k]
+  int t, k, v;
+  float scale;
+};
+cudaError_t embed(const Embed& work, cudaStream_t stream, bool overlap);
+
+struct GateUp {
+  const __half* gate;  // [t, m]
+  const __half* up;    // [t, m] or null: activation alone
+  __half* y;
+  long long count;     // t * m
+  Activation activation;
+};
+cudaError_t gate_up(const GateUp& work, cudaStream_t stream);
+
+}  // namespace exltui

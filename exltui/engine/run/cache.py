@@ -1,0 +1,61 @@
+"""The paged KV cache: for each layer keys and values in pages of 256 tokens, at 16, 8 or 4 bits each."""
+
+from __future__ import annotations
+
+import torch
+
+from exltui.engine.model.spec import ArchSpec
+from exltui.engine.ops.types import PAGE, CacheLayer
+from exltui.errors import ModelError
+
+MODES = {"fp16": (16, 16), "q8": (8, 8), "q6": (8, 4), "q4": (4, 4)}
+
+
+def parse_cache_mode(mode: str) -> tuple[int, int]:
+    """``"fp16"``, ``"q8"``, ``"q6"``, ``"q4"`` or ``"K,V"`` bits -> (k_bits, v_bits). Raises ModelError."""
+    if mode in MODES:
+        return MODES[mode]
+    parts = mode.split(",")
+    if len(parts) == 2 and all(part.strip() in ("16", "8", "4") for part in parts):
+        return int(parts[0]), int(parts[1])
+    raise ModelError(f"{mode!r} is not a cache mode", "say fp16, q8, q6, q4, or key and value bits such as 8,4")
+
+
+class KVCache:
+    """``pages`` pages for every layer of ``spec``. ``dtype`` is that of 16-bit pages; f32 is for parity tests on the CPU."""
+
+    def __init__(
+        self, spec: ArchSpec, pages: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float16
+    ) -> None:
+        self.pages = pages
+        self.bits = bits
+        self.layers: list[CacheLayer] = []
+        for layer in spec.layers:
+            g, d = layer.attention.g, layer.attention.d
+            if min(bits) < 16 and d % 64:
+                raise ModelError(f"a head dimension of {d} cannot be cached at {min(bits)} bits", "use --cache fp16")
+            self.layers.append(_allocate(pages, g, d, bits, device, dtype))
+
+    @property
+    def nbytes(self) -> int:
+        parts = [t for layer in self.layers for t in (layer.k, layer.v, layer.k_scale, layer.v_scale) if t is not None]
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def copy_page(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first ``tokens`` rows of page ``source`` to ``target`` in every layer."""
+        for layer in self.layers:
+            for store in (layer.k, layer.v, layer.k_scale, layer.v_scale):
+                if store is not None:
+                    store[target, :tokens] = store[source, :tokens]
+
+
+def _allocate(pages: int, g: int, d: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype) -> CacheLayer:
+    stores = []
+    for width in bits:
+        if width == 16:
+            stores.append((torch.zeros(pages, PAGE, g, d, dtype=dtype, device=device), None))
+        else:
+            codes = torch.zeros(pages, PAGE, g, d * width // 8, dtype=torch.uint8, device=device)
+            stores.append((codes, torch.zeros(pages, PAGE, g, d // 32, dtype=torch.float16, device=device)))
+    (k, k_scale), (v, v_scale) = stores
+    return CacheLayer(k, v, k_scale, v_scale, *bits)

@@ -1,0 +1,19 @@
+"""Runs steps: a model and its cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from exltui.engine.model.loading import Model
+from exltui.engine.run.cache import KVCache
+from exltui.engine.run.step import Step
+
+
+class Runner:
+    def __init__(self, model: Model, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    def step(self, step: Step) -> Tensor:
+        """Run one packet -> logits [r, v] f32 on the model's device."""
+        return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows)

@@ -1,0 +1,54 @@
+"""The packet of one forward pass: which tokens, at which positions, into which cache slots, and which rows want logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from exltui.engine.ops.types import PAGE, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A run of tokens of one job. ``start`` is the position of the first; ``pages`` cover every position up to the last."""
+
+    tokens: Many[int]
+    start: int
+    pages: Many[int]
+    logits: Literal["last", "all", "none"] = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    tokens: Tensor  # [t] i32
+    batch: Batch
+    logit_rows: Tensor  # [r] i64, rows of ``tokens``
+
+    @staticmethod
+    def build(sequences: Many[Sequence], device: torch.device) -> Step:
+        """Lay the sequences side by side. Logit rows come in the order of the sequences."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        rows: list[int] = []
+        starts, lengths = [0], []
+        for sequence in sequences:
+            count, pages = len(sequence.tokens), sequence.pages
+            here = range(sequence.start, sequence.start + count)
+            positions.extend(here)
+            slots.extend(pages[position // PAGE] * PAGE + position % PAGE for position in here)
+            if sequence.logits != "none":
+                rows.extend(range(len(tokens) + (count - 1 if sequence.logits == "last" else 0), len(tokens) + count))
+            tokens.extend(sequence.tokens)
+            starts.append(len(tokens))
+            lengths.append(sequence.start + count)
+        width = max(-(-length // PAGE) for length in lengths)
+        table = [[*sequence.pages[:width], *[0] * (width - len(sequence.pages))] for sequence in sequences]
+        numbers = [torch.tensor(values, dtype=torch.int32, device=device) for values in (tokens, positions, slots, starts, lengths)]
+        page_table = torch.tensor(table, dtype=torch.int32, device=device)
+        batch = Batch(numbers[1], numbers[2], numbers[3], numbers[4], page_table)
+        return Step(numbers[0], batch, torch.tensor(rows, dtype=torch.int64, device=device))
