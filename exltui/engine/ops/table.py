@@ -71,6 +71,7 @@ class OpSet:
     norm_head: Callable[..., Tensor]
     rope_store: Callable[..., Tensor]
     attend: Callable[..., Tensor]
+    sample: Callable[..., Tensor]
 
     def __init__(self, device: torch.device, functions: dict[str, Callable[..., Tensor]], native: frozenset[str]) -> None:
         self.device = device

@@ -1,0 +1,88 @@
+"""Token ids in, text out, as early as it is certain.
+
+Invariant: the pieces that ``push`` and ``finish`` return join to the decoding of all accepted ids, up to the stop string if one ended
+the text. No piece holds half a character, and none has to be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+UNCERTAIN = 3  # a character has at most four bytes, so at most three can stand incomplete at the end
+LONG_WINDOW = 16  # ids; a window grows beyond this only while a model writes broken bytes
+
+
+class TextStreamer:
+    """``decode`` turns ids into text with special tokens left out. Work per token is bounded: only a window of ids is decoded again."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stop_strings: tuple[str, ...] = ()) -> None:
+        self._decode = decode
+        self._stops = tuple(stop for stop in stop_strings if stop)
+        self._longest = max((len(stop) for stop in self._stops), default=0)
+        # The window: ids whose text is out, kept because a decoder may treat the very first id differently, then ids that are open.
+        self._settled: list[int] = []
+        self._open: list[int] = []
+        self._out = 0  # characters of the window's text that were released
+        self._held = ""  # text that is certain but may be the start of a stop string
+        self.stop: str | None = None  # the stop string that ended the text
+
+    def push(self, token: int) -> str:
+        """Accept one id -> the text that is now certain. After a stop string was found, nothing more comes."""
+        if self.stop is not None:
+            return ""
+        self._open.append(token)
+        text = self._decode(self._settled + self._open)
+        certain = len(text) - min(len(text) - len(text.rstrip(REPLACEMENT)), UNCERTAIN)
+        piece = text[self._out : certain]
+        self._out = max(self._out, certain)
+        if certain == len(text):
+            self._settle(len(self._open))
+        elif len(self._open) > LONG_WINDOW:
+            self._shorten()
+        return self._release(piece)
+
+    def finish(self) -> str:
+        """The rest: what was held back, and characters that stayed incomplete."""
+        if self.stop is not None:
+            return ""
+        piece = self._release(self._decode(self._settled + self._open)[self._out :]) if self._open else ""
+        self._open = []
+        if self.stop is None:
+            piece, self._held = piece + self._held, ""
+        return piece
+
+    def _settle(self, count: int) -> None:
+        """The first ``count`` open ids become the context of the rest."""
+        self._settled, self._open = self._open[:count], self._open[count:]
+        self._out = len(self._decode(self._settled))
+
+    def _shorten(self) -> None:
+        """Cut the window where both sides decode on their own to what they are together: a place between two characters."""
+        cut = len(self._open) - UNCERTAIN - 1
+        left, right = self._open[:cut], self._open[cut:]
+        if self._decode(left) + self._decode(right) == self._decode(self._open):
+            released = self._out - len(self._decode(self._settled + left))
+            self._settle(cut)
+            self._out += max(released, 0)
+
+    def _release(self, text: str) -> str:
+        """``text`` added to what is held; what can no longer become a stop string goes out."""
+        if not self._stops:
+            return text
+        text, self._held = self._held + text, ""
+        hits = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if hits:
+            at, self.stop = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
+            return text[:at]
+        keep = self._possible_stop(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of ``text`` with which some stop string begins."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            end = text[len(text) - length :]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

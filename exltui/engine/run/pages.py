@@ -1,0 +1,166 @@
+"""Which page holds what: reference counts, chained hashes, reuse of the least recently used.
+
+A page holds 256 tokens of keys and values. Once full it gets a hash of its tokens and of the hash of the page before it, so equal hashes
+mean equal beginnings. Pages of finished jobs stay findable until their room is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from exltui.engine.ops.types import PAGE
+
+ROOT = b""  # the hash before the first page
+
+
+def chain(previous: bytes, tokens: Sequence[int]) -> bytes:
+    """The hash of a page of ``tokens`` that follows a page with hash ``previous``."""
+    digest = hashlib.blake2b(previous, digest_size=16)
+    digest.update(b"".join(token.to_bytes(4, "little") for token in tokens))
+    return digest.digest()
+
+
+@dataclass(slots=True)
+class Page:
+    """``tokens``: what its rows were computed for, from the first row on. ``previous``: the hash of the page before it."""
+
+    index: int
+    users: int = 0
+    previous: bytes = ROOT
+    tokens: list[int] = field(default_factory=list)
+    hash: bytes | None = None  # of a full page that can be found
+
+    @property
+    def full(self) -> bool:
+        return len(self.tokens) == PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a new sequence starts with: ``pages`` it shares, and ``copy`` = (page to copy from, rows), if part of one more fits."""
+
+    pages: tuple[int, ...]
+    copy: tuple[int, int] | None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.pages) * PAGE + (self.copy[1] if self.copy else 0)
+
+
+class PageTable:
+    """All pages of a cache. A page with users is never handed out; one without is, oldest first."""
+
+    def __init__(self, count: int) -> None:
+        self.pages = [Page(i) for i in range(count)]
+        self._idle: OrderedDict[int, None] = OrderedDict((i, None) for i in range(count))  # least recently used first
+        self._full: dict[bytes, int] = {}  # hash -> page
+        self._partial: dict[bytes, set[int]] = {}  # hash of the page before -> pages that follow it
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody uses; their contents may still be of use."""
+        return len(self._idle)
+
+    @property
+    def used(self) -> int:
+        return len(self.pages) - len(self._idle)
+
+    def match(self, tokens: Sequence[int]) -> Reuse:
+        """The longest computed beginning of ``tokens``. At least the last token is left out: its logits are wanted."""
+        previous, shared = ROOT, []
+        limit = len(tokens) - 1
+        while (len(shared) + 1) * PAGE <= limit:
+            here = chain(previous, tokens[len(shared) * PAGE : (len(shared) + 1) * PAGE])
+            if here not in self._full:
+                break
+            shared.append(self._full[here])
+            previous = here
+        rest = tokens[len(shared) * PAGE : limit]
+        best = max(((_common(self.pages[i].tokens, rest), i) for i in self._partial.get(previous, ())), default=(0, 0))
+        return Reuse(tuple(shared), (best[1], best[0]) if best[0] else None)
+
+    def take(self, reuse: Reuse, count: int) -> list[int] | None:
+        """Pages for a sequence: those of ``reuse`` shared, then fresh ones, ``count`` in all; None if there are too few.
+
+        The source of a copy is not handed out as a fresh page while another is left.
+        """
+        shared_idle = sum(1 for i in reuse.pages if i in self._idle)
+        fresh = count - len(reuse.pages)
+        if fresh > len(self._idle) - shared_idle:
+            return None
+        for i in reuse.pages:
+            self._hold(i)
+        if reuse.copy and reuse.copy[0] in self._idle:
+            self._idle.move_to_end(reuse.copy[0])
+        return [*reuse.pages, *(self._fresh() for _ in range(fresh))]
+
+    def extend(self) -> int | None:
+        """One more page, or None if all are in use."""
+        return self._fresh() if self._idle else None
+
+    def filled(self, index: int, previous: bytes, tokens: Sequence[int]) -> bytes | None:
+        """Say that page ``index``, which one sequence owns, now holds ``tokens`` -> its hash if it is full."""
+        page = self.pages[index]
+        if page.hash is not None:
+            return page.hash
+        if not page.tokens or page.previous != previous:
+            self._forget(page)
+            page.previous = previous
+            self._partial.setdefault(previous, set()).add(index)
+        page.tokens = list(tokens)
+        if page.full:
+            here = chain(previous, page.tokens)
+            if here not in self._full:  # another sequence may have computed the same page at the same time; the first stays findable
+                page.hash = here
+                self._full[here] = index
+            return here
+        return None
+
+    def release(self, indices: Sequence[int]) -> None:
+        """The sequence that took ``indices`` is done with them. Its first pages are forgotten last, since more can begin with them."""
+        for index in reversed(indices):
+            page = self.pages[index]
+            page.users -= 1
+            if page.users == 0:
+                self._idle[index] = None
+                self._idle.move_to_end(index)
+
+    def clear(self) -> None:
+        """Forget the contents of all idle pages."""
+        for index in self._idle:
+            self._forget(self.pages[index])
+
+    def _hold(self, index: int) -> None:
+        self.pages[index].users += 1
+        self._idle.pop(index, None)
+
+    def _fresh(self) -> int:
+        index = next(iter(self._idle))
+        self._forget(self.pages[index])
+        self._hold(index)
+        return index
+
+    def _forget(self, page: Page) -> None:
+        if page.hash is not None:
+            del self._full[page.hash]
+            page.hash = None
+        siblings = self._partial.get(page.previous)
+        if siblings is not None:
+            siblings.discard(page.index)
+            if not siblings:
+                del self._partial[page.previous]
+        page.tokens = []
+        page.previous = ROOT
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

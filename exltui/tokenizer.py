@@ -1,0 +1,140 @@
+"""Text to token ids and back, and the ids at which a model's turn ends. No torch: the command line and the app count tokens with it."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from exltui.errors import ModelError
+
+# Tokens that end a turn in the chat templates of the families that do not name them as EOS everywhere. One counts only if it is a
+# special token of the vocabulary and the model's template writes it.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|endoftext|>")
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Raises ModelError if there is none that can be read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            _refuse(directory)
+        try:
+            self._inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001  the library raises plain Exception for a damaged file
+            raise ModelError(f"{path}: cannot be read as a tokenizer: {error}", "download the file again") from error
+        self._config = _read_json(directory / "tokenizer_config.json")
+        self.bos_id = self._named("bos_token")
+        self.eos_ids = frozenset(self._eos_ids())
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether plain text (not a rendered chat template) begins with BOS: what the file says, or what its post-processor does."""
+        if self.bos_id is None:
+            return False
+        stated = self._config.get("add_bos_token")
+        if isinstance(stated, bool):
+            return stated
+        return bool(self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id])
+
+    def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = False) -> list[int]:
+        """Ids of ``text``. With ``parse_special``, ``<|im_end|>`` and the like in the text become their tokens; otherwise they are text."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no tokens
+        ids = self._inner.encode(text, add_special_tokens=False).ids if parse_special else self._encode_plain(text)
+        if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        return list(ids)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Special tokens in ``text`` are cut inside, so that none is recognised; the pieces encode as ordinary text."""
+        pieces, rest = [], text
+        while rest:
+            found = [(rest.find(special), special) for special in self._special_pieces if special in rest]
+            if not found:
+                pieces.append(rest)
+                break
+            at, special = min(found)
+            pieces.append(rest[: at + 1])
+            rest = rest[at + 1 :]
+        return [token for piece in pieces for token in self._inner.encode(piece, add_special_tokens=False).ids]
+
+    @cached_property
+    def _special_pieces(self) -> list[str]:
+        return [token.content for token in self._inner.get_added_tokens_decoder().values()]
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """Text of ``ids``; special tokens are left out unless ``special``. Incomplete UTF-8 becomes U+FFFD."""
+        return str(self._inner.decode(ids, skip_special_tokens=not special))
+
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells ``token``, or ``""`` for an id that is not in it."""
+        return self._inner.id_to_token(token) or ""
+
+    def id(self, piece: str) -> int | None:
+        return self._inner.token_to_id(piece)
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text``, special tokens recognised."""
+        return len(self.encode(text))
+
+    def _named(self, key: str) -> int | None:
+        """The id of a token that tokenizer_config.json or config.json names."""
+        value = self._config.get(key)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            return self.id(content)
+        stated = _read_json(self.directory / "config.json").get(f"{key}_id")
+        return stated if isinstance(stated, int) else None
+
+    def _eos_ids(self) -> set[int]:
+        """The union of every place that names an end: config, generation_config, tokenizer_config, and the template's end of turn."""
+        found: set[int] = set()
+        for name in ("config.json", "generation_config.json"):
+            values = _read_json(self.directory / name)
+            stated = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
+            found.update(i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int))
+        named = self._named("eos_token")
+        if named is not None:
+            found.add(named)
+        template = self.template_source
+        special = set(self._special_pieces)
+        found.update(i for piece in TURN_ENDS if piece in special and piece in template and (i := self.id(piece)) is not None)
+        return found
+
+    @cached_property
+    def template_source(self) -> str:
+        """The chat template's source, or ``""``: chat_template.jinja before tokenizer_config.json (in the list form, the default one)."""
+        path = self.directory / "chat_template.jinja"
+        if path.exists():
+            return path.read_text(encoding="utf-8", errors="replace")
+        template = self._config.get("chat_template") or ""
+        if isinstance(template, list):
+            named = {entry.get("name"): entry.get("template", "") for entry in template if isinstance(entry, dict)}
+            template = named.get("default", next(iter(named.values()), ""))
+        return template if isinstance(template, str) else ""
+
+
+def _refuse(directory: Path) -> None:
+    if (directory / "tokenizer.model").exists():
+        hint = "open it once with transformers' AutoTokenizer and save_pretrained, which writes tokenizer.json"
+        raise ModelError(f"{directory.name}: there is a SentencePiece tokenizer.model but no tokenizer.json", hint)
+    raise ModelError(f"{directory.name}: there is no tokenizer.json", "download the model again; the file belongs to it")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``, or ``{}``: these files are optional, and a broken one must not keep a model from loading."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
