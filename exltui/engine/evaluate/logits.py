@@ -1,0 +1,58 @@
+"""Logits of given tokens: what the command line's evaluations and the parity tests read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from exltui.engine.model.loading import Model
+from exltui.engine.ops.types import PAGE
+from exltui.engine.run.cache import KVCache
+from exltui.engine.run.runner import Runner
+from exltui.engine.run.step import Sequence as Run
+from exltui.engine.run.step import Step
+from exltui.errors import ContextError, ModelError
+
+CHUNK = 256  # tokens in a step
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+
+
+def logits(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16), progress: Progress | None = None) -> Tensor:
+    """The logits after each of ``ids`` -> [t, v] f32 on the CPU. Raises ContextError and ModelError as ``logit_chunks`` does."""
+    parts = []
+    for part in logit_chunks(model, ids, bits=bits):
+        parts.append(part.cpu())
+        if progress is not None:
+            progress(sum(len(done) for done in parts), len(ids))
+    return torch.cat(parts)
+
+
+def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16)) -> Iterator[Tensor]:
+    """The same, in chunks of at most 256 rows on the model's device. ``bits`` are those of the cache's keys and values.
+
+    Raises ContextError if ``ids`` are more than the context that was loaded, and ModelError if one is not in the vocabulary.
+    """
+    check_ids(model, ids)
+    if len(ids) > model.context:
+        raise ContextError(
+            f"{len(ids):,} tokens do not fit into the context of {model.context:,}", "load with a larger --length, or give less"
+        )
+    pages = range(-(-len(ids) // PAGE))
+    runner = Runner(model, KVCache(model.spec, len(pages), bits, model.device))
+    for start in range(0, len(ids), CHUNK):
+        run = Run(ids[start : start + CHUNK], start, pages, logits="all")
+        yield runner.step(Step.build([run], model.device))
+
+
+def check_ids(model: Model, ids: Sequence[int]) -> None:
+    """Raise ModelError unless ``ids`` are one or more numbers from the vocabulary."""
+    if not ids:
+        raise ModelError("there are no tokens to evaluate", "give at least one")
+    for position, token in enumerate(ids):
+        if not 0 <= token < model.spec.vocab:
+            raise ModelError(
+                f"token {token} at position {position} is not in the vocabulary of {model.spec.vocab:,}",
+                "the ids come from another model's tokenizer",
+            )
