@@ -1,0 +1,88 @@
+"""Logits and perplexity of given tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import VOCAB, load, make, reference_logits
+
+from exltui.engine.evaluate.logits import logits
+from exltui.engine.evaluate.perplexity import perplexity, windows
+from exltui.engine.model.loading import Model
+from exltui.engine.ops.table import nmse
+from exltui.errors import ContextError, ModelError
+
+
+@pytest.fixture(scope="module")
+def reference_and_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Model]:
+    directory = tmp_path_factory.mktemp("llama")
+    return make("Llama", directory), load(directory, length=512)
+
+
+def tokens(count: int) -> list[int]:
+    return torch.randint(0, VOCAB, (count,), generator=torch.Generator().manual_seed(7)).tolist()
+
+
+def test_logits_of_more_than_a_chunk(reference_and_model) -> None:
+    reference, model = reference_and_model
+    ids, seen = tokens(300), []
+    got = logits(model, ids, progress=lambda done, total: seen.append((done, total)))
+    assert got.shape == (300, VOCAB) and got.dtype == torch.float32
+    assert nmse(got, reference_logits(reference, ids)) <= 1e-6  # an f16 cache
+    assert seen == [(256, 300), (300, 300)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "words"),
+    [
+        ([], ModelError, "no tokens"),
+        ([1, VOCAB], ModelError, "position 1"),
+        ([-1], ModelError, "token -1"),
+        ([1] * 513, ContextError, "513"),
+    ],
+)
+def test_tokens_that_cannot_be_evaluated(reference_and_model, ids: list[int], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        logits(reference_and_model[1], ids)
+
+
+@given(count=st.integers(2, 300), length=st.integers(2, 64), stride=st.integers(1, 64))
+def test_every_token_but_the_first_is_scored_at_most_once(count: int, length: int, stride: int) -> None:
+    stride = min(stride, length)
+    scored = []
+    for begin, first, end in windows(count, length, stride):
+        assert begin < first < end <= min(begin + length, count)
+        scored.extend(range(first, end))
+    assert scored == sorted(set(scored))
+    missing = set(range(1, count)) - set(scored)
+    assert missing == (set(range(length, count, length)) if stride == length else set())
+
+
+@pytest.mark.parametrize(("length", "stride"), [(400, None), (128, None), (128, 50), (300, 256)])
+def test_perplexity_is_that_of_the_reference(reference_and_model, length: int, stride: int | None) -> None:
+    reference, model = reference_and_model
+    ids, losses = tokens(400), []
+    for begin, first, end in windows(len(ids), length, stride or length):
+        log_probabilities = reference_logits(reference, ids[begin:end]).double().log_softmax(-1)
+        losses += [-float(log_probabilities[i - 1 - begin, ids[i]]) for i in range(first, end)]
+    got = perplexity(model, ids, length, stride)
+    mean = sum(losses) / len(losses)
+    assert got.tokens == len(losses)
+    assert got.nll == pytest.approx(mean, rel=1e-4)  # an f16 cache
+    assert got.perplexity == pytest.approx(math.exp(mean), rel=1e-3)
+
+
+@pytest.mark.parametrize(("ids", "length", "stride"), [([1], 8, 8), ([1, 2, 3], 1, 1), ([1, 2, 3], 8, 0), ([1, 2, 3], 8, 9)])
+def test_impossible_windows_are_refused(reference_and_model, ids: list[int], length: int, stride: int) -> None:
+    with pytest.raises(ModelError, match="cannot be scored"):
+        perplexity(reference_and_model[1], ids, length, stride)
+
+
+def test_a_window_longer_than_the_context_is_refused(reference_and_model) -> None:
+    with pytest.raises(ContextError, match="600"):
+        perplexity(reference_and_model[1], [1] * 700, 600)
+    assert perplexity(reference_and_model[1], [1] * 20, 600).tokens == 19  # a short text needs no long window

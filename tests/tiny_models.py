@@ -1,0 +1,57 @@
+"""Small random models in transformers' own format: the oracle of the parity tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from exltui.engine.model.loading import Model, load_model
+from exltui.protocol import LoadOptions
+
+VOCAB = 67  # not a multiple of anything that a kernel likes
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # not hidden / heads
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.1,  # enough for attention to be sharp, not so much that rounding decides
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make(
+    family: str, directory: Path, *, seed: int = 0, shard: str = "5GB", dtype: torch.dtype = torch.float32, **changes: Any
+) -> PreTrainedModel:
+    """A ``family`` ("Llama", "Mistral", ..) model with random weights, biases and norms, saved to ``directory``, in f32 and eager."""
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # initialised to ones and zeros, which would hide a norm or bias that is never read
+                parameter.copy_(torch.rand_like(parameter) + (0.5 if "norm" in name else -0.5))
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
+    return type(model).from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )  # .float() would keep rounded RoPE tables
+
+
+def load(directory: Path, **options: Any) -> Model:
+    return load_model(directory, LoadOptions(device="cpu", **options), lambda *_: None, lambda: False)
+
+
+def reference_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """[t, v] f32 from transformers."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
