@@ -13,7 +13,16 @@ from exltui.errors import ModelError
 
 # Tokens that end a turn in the chat templates of the families that do not name them as EOS everywhere. One counts only if it is a
 # special token of the vocabulary and the model's template writes it.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|endoftext|>")
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|endoftext|>",
+)
 
 
 class Tokenizer:
@@ -26,7 +35,7 @@ class Tokenizer:
             _refuse(directory)
         try:
             self._inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001  the library raises plain Exception for a damaged file
+        except Exception as error:
             raise ModelError(f"{path}: cannot be read as a tokenizer: {error}", "download the file again") from error
         self._config = _read_json(directory / "tokenizer_config.json")
         self.bos_id = self._named("bos_token")
@@ -59,11 +68,11 @@ class Tokenizer:
         """Special tokens in ``text`` are cut inside, so that none is recognised; the pieces encode as ordinary text."""
         pieces, rest = [], text
         while rest:
-            found = [(rest.find(special), special) for special in self._special_pieces if special in rest]
+            found = [rest.find(special) for special in self._special_pieces if special in rest]
             if not found:
                 pieces.append(rest)
                 break
-            at, special = min(found)
+            at = min(found)
             pieces.append(rest[: at + 1])
             rest = rest[at + 1 :]
         return [token for piece in pieces for token in self._inner.encode(piece, add_special_tokens=False).ids]

@@ -34,7 +34,9 @@ def validate(sampling: Sampling) -> None:
         value = getattr(sampling, field.name)
         low, high = RANGES[field.name]
         if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise SamplingError(f"{field.name} is {value}, it must lie between {low:g} and {high:g}", "docs/sampling.md explains each setting")
+            raise SamplingError(
+                f"{field.name} is {value}, it must lie between {low:g} and {high:g}", "docs/sampling.md explains each setting"
+            )
 
 
 def new_seed() -> int:

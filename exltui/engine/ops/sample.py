@@ -41,7 +41,7 @@ def sample(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
 
 
 def penalise(logits: Tensor, p: SampleParams) -> Tensor:
-    """[v] with each seen token's logit made smaller: divided (or multiplied, if negative) by ``repetition``, less presence and frequency."""
+    """[v] with each seen token's logit divided (multiplied, if negative) by ``repetition``, less presence and frequency."""
     if p.seen is None or p.counts is None or (p.repetition == 1.0 and not p.presence and not p.frequency):
         return logits
     values = logits[p.seen]

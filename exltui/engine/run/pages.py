@@ -70,7 +70,8 @@ class PageTable:
 
     def match(self, tokens: Sequence[int]) -> Reuse:
         """The longest computed beginning of ``tokens``. At least the last token is left out: its logits are wanted."""
-        previous, shared = ROOT, []
+        shared: list[int] = []
+        previous = ROOT
         limit = len(tokens) - 1
         while (len(shared) + 1) * PAGE <= limit:
             here = chain(previous, tokens[len(shared) * PAGE : (len(shared) + 1) * PAGE])

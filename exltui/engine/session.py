@@ -1,0 +1,61 @@
+"""A loaded model with everything that generating with it takes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from exltui.engine.generate.generator import Generator
+from exltui.engine.generate.job import pages_for
+from exltui.engine.model.loading import load_model, resolve_device
+from exltui.engine.ops import native
+from exltui.engine.run.cache import KVCache, parse_cache_mode
+from exltui.engine.run.runner import Runner
+from exltui.errors import BuildError, ModelError
+from exltui.protocol import LoadOptions
+from exltui.tokenizer import Tokenizer
+
+CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
+
+
+class Progress(Protocol):
+    def __call__(self, stage: str, done: int, total: int, unit: str = "B") -> None: ...
+
+
+@dataclass(slots=True)
+class Session:
+    runner: Runner
+    generator: Generator
+    tokenizer: Tokenizer
+
+    def close(self) -> None:
+        """Let go of weights and cache; a GPU's memory goes back to the driver."""
+        on_gpu = self.runner.model.device.type == "cuda"
+        del self.runner, self.generator
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def open_session(directory: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]) -> Session:
+    """Load a model, its tokenizer and a cache for ``options.length`` tokens. Raises an ExltuiError."""
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: there is no such directory", "exltui models list shows what there is")
+    if options.length is not None and options.length < 1:
+        raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
+    tokenizer = Tokenizer(directory)
+    bits = parse_cache_mode(options.cache)
+    device = resolve_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(max(options.threads, 1))
+    with contextlib.suppress(BuildError):  # said at HostUp and by the doctor; the references run
+        native.register(device.type, lambda done, total: progress("extension", done, total, "files"))
+    model = load_model(directory, options, progress, cancelled)
+    cache = KVCache(model.spec, pages_for(model.context), bits, device)
+    runner = Runner(model, cache)
+    chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
+    return Session(runner, Generator(runner, tokenizer, model.context, max(chunk, 1)), tokenizer)
