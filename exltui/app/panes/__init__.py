@@ -1,0 +1,1 @@
+"""The panes of the main screen. In a narrow terminal the same widgets are drawers."""
