@@ -16,7 +16,7 @@ from exltui.engine.convert.pack import QuantisedGroup, Width, pack, split_rows
 from exltui.engine.convert.scale_search import search
 from exltui.engine.model.config import Config
 from exltui.engine.model.families import read_spec
-from exltui.engine.model.spec import ArchSpec
+from exltui.engine.model.spec import ArchSpec, LinearSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.model.weights.exl2 import WIDTHS
 from exltui.errors import ModelError
@@ -38,15 +38,15 @@ def write_exl2(source: Path, target: Path, bits: float, head_bits: int, progress
         raise ModelError(f"{target}: exists already", "name a new directory")
     tensors: dict[str, Tensor] = {}
     _copy_plain(spec, checkpoint, tensors)
-    for done, modules in enumerate(_modules(spec)):
+    groups = spec.linears()
+    for done, linears in enumerate(groups):
         if progress is not None:
-            progress(done, len(spec.layers) * 4 + 1)
-        head = modules[0][0] == spec.head
-        weights = [_plain(checkpoint, spec, name, n, k) for name, n, k in modules]
+            progress(done, len(groups))
+        weights = [_plain(checkpoint, spec, linear) for linear in linears]
         order = row_order([weight.dense() for weight in weights])
-        for (name, _, _), weight in zip(modules, weights, strict=True):
-            parts = quantise(weight.dense().float(), head_widths if head else widths, order, weight.bias)
-            tensors.update({f"{name}.{suffix}": part for suffix, part in parts.items()})
+        for linear, weight in zip(linears, weights, strict=True):
+            parts = quantise(weight.dense().float(), head_widths if linear.name == spec.head else widths, order, weight.bias)
+            tensors.update({f"{linear.name}.{suffix}": part for suffix, part in parts.items()})
     settings = {"quant_method": "exl2", "bits": float(bits), "head_bits": head_bits}
     _write(source, target, {**config.values, "quantization_config": settings}, tensors)
 
@@ -92,24 +92,11 @@ def nearest_codes(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
     return codes.clamp(0, 2 * half - 1).to(torch.int32)
 
 
-def _modules(spec: ArchSpec) -> list[list[tuple[str, int, int]]]:
-    """(name, n, k) of every linear layer, those with the same input together."""
-    found = []
-    for layer in spec.layers:
-        attention, mlp = layer.attention, layer.mlp
-        q, kv, p = attention.h * attention.d, attention.g * attention.d, layer.prefix
-        found.append([(p + layer.q, q, spec.hidden), (p + layer.k, kv, spec.hidden), (p + layer.v, kv, spec.hidden)])
-        found.append([(p + layer.o, spec.hidden, q)])
-        gate = [(p + layer.gate, mlp.width, spec.hidden)] if mlp.gated else []
-        found.append([*gate, (p + layer.up, mlp.width, spec.hidden)])
-        found.append([(p + layer.down, spec.hidden, mlp.width)])
-    return [*found, [(spec.head, spec.vocab, spec.hidden)]]
-
-
-def _plain(checkpoint: Checkpoint, spec: ArchSpec, name: str, n: int, k: int) -> AnyWeight:
-    if name == spec.head and spec.tied and f"{name}.weight" not in checkpoint:
+def _plain(checkpoint: Checkpoint, spec: ArchSpec, linear: LinearSpec) -> AnyWeight:
+    name = linear.name
+    if name == spec.head and spec.tied and not checkpoint.has_weight(name):
         name = spec.embedding  # a quantised file has a head of its own
-    weight = checkpoint.weight(name, n, k)
+    weight = checkpoint.weight(name, linear.n, linear.k)
     if weight.format != "dense":
         raise ModelError(f"{checkpoint.where}: {name} is {weight.format} already", "convert the model from its plain weights")
     return weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ class Config:
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values = values
         self.where = where
+        self.asked: set[str] = set()  # the top-level names that somebody wanted to know
 
     @classmethod
     def read(cls, directory: Path) -> Config:
@@ -41,13 +43,12 @@ class Config:
         """The one entry of ``architectures``."""
         names = self.get(list, "architectures", default=[])
         if len(names) != 1 or not isinstance(names[0], str):
-            raise ModelError(
-                f"{self.where}: config.json must name one architecture, it has {names}", "exltui runs causal language models"
-            )
+            raise ModelError(f"{self.where}: config.json must name one architecture, it has {names}", "exltui runs causal language models")
         return str(names[0])
 
     def get(self, kind: type[T], *names: str, default: Any = MISSING) -> T:
         """The first of ``names`` that is there and not null, as ``kind``. Raises ModelError on a wrong type, or if nothing is there."""
+        self.asked.update(name.partition(".")[0] for name in names)
         for root in (self.values, self.values.get("text_config")):
             for name in names:
                 value: Any = root
@@ -59,12 +60,23 @@ class Config:
             raise ModelError(f"{self.where}: config.json has no {' or '.join(names)}", "the file is incomplete; download it again")
         return default
 
+    def size(self, *names: str, default: Any = MISSING, limit: int = 1 << 31) -> int:
+        """A whole number from 1 to ``limit``. Raises ModelError as ``get`` does, and for a number outside."""
+        value = self.get(int, *names, default=default)
+        if not 1 <= value <= limit:
+            raise ModelError(
+                f"{self.where}: {names[0]} in config.json is {value}, it must be from 1 to {limit:,}",
+                "the file is damaged; download it again",
+            )
+        return value
+
     def _as(self, kind: type[T], name: str, value: Any) -> T:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)  # type: ignore[return-value]  # T is float here
         if kind is int and isinstance(value, float) and value.is_integer():
             return int(value)  # type: ignore[return-value]  # T is int here
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
             raise ModelError(
                 f"{self.where}: {name} in config.json is {value!r}, not {kind.__name__}", "the file is damaged; download it again"
             )

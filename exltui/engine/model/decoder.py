@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exltui.engine.model.spec import ArchSpec, LayerSpec
+from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.ops import OpSet
 from exltui.engine.ops.rope import RopeSpec, tables
@@ -43,13 +43,12 @@ class Decoder:
         self._ropes: dict[tuple[RopeSpec, int], Rope] = {}
         self._checkpoint = checkpoint
         self._context = context
-        embedding = checkpoint.weight(spec.embedding, spec.vocab, spec.hidden)
-        self.embedding = embedding.to(ops.device).dense()
+        embedding = checkpoint.weight(spec.embedding, spec.vocab, spec.hidden).prepare(ops.device)
+        self.embedding = embedding.dense()
         self.layers = [self._layer(layer) for layer in spec.layers]
         self.final_norm = self._norm(spec.final_norm, spec.hidden)
-        tied = spec.tied and f"{spec.head}.weight" not in checkpoint and f"{spec.head}.q_weight" not in checkpoint
-        head = embedding if tied else checkpoint.weight(spec.head, spec.vocab, spec.hidden)
-        self.head = head.to(ops.device)
+        tied = spec.tied and not checkpoint.has_weight(spec.head)
+        self.head = embedding if tied else checkpoint.weight(spec.head, spec.vocab, spec.hidden, padded=True).prepare(ops.device)
 
     def _norm(self, name: str, size: int) -> Norm:
         weight = self._checkpoint.vector(f"{name}.weight", size).to(self.ops.device)
@@ -59,26 +58,25 @@ class Decoder:
         return Norm(weight, self.spec.eps, bias, self.spec.norm, self.spec.norm_offset)
 
     def _layer(self, spec: LayerSpec) -> Layer:
-        attention, hidden, device = spec.attention, self.spec.hidden, self.ops.device
+        attention, hidden = spec.attention, self.spec.hidden
 
-        def weight(name: str, n: int, k: int) -> AnyWeight:
-            return self._checkpoint.weight(spec.prefix + name, n, k).to(device)
+        def weights(linears: tuple[LinearSpec, ...]) -> tuple[AnyWeight, ...]:
+            return tuple(self._checkpoint.weight(linear.name, linear.n, linear.k).prepare(self.ops.device) for linear in linears)
 
         def head_norm(name: str) -> Norm | None:
             return self._norm(spec.prefix + name, attention.d) if attention.head_norm else None
 
-        q, kv, width = attention.h * attention.d, attention.g * attention.d, spec.mlp.width
-        gate = (weight(spec.gate, width, hidden),) if spec.mlp.gated else ()
+        qkv, o, gate_up, down = (weights(linears) for linears in spec.linears(hidden))
         return Layer(
             attention_norm=self._norm(spec.prefix + spec.attention_norm, hidden),
-            qkv=(weight(spec.q, q, hidden), weight(spec.k, kv, hidden), weight(spec.v, kv, hidden)),
+            qkv=qkv,
             heads=Heads(attention.h, attention.g, attention.d, head_norm(spec.q_norm), head_norm(spec.k_norm)),
             rope=None if attention.rope is None else self._rope(attention.rope),
             attention=Attention(attention.scale, attention.softcap, attention.window),
-            o=weight(spec.o, hidden, q),
+            o=o[0],
             mlp_norm=self._norm(spec.prefix + spec.mlp_norm, hidden),
-            gate_up=(*gate, weight(spec.up, width, hidden)),
-            down=weight(spec.down, hidden, width),
+            gate_up=gate_up,
+            down=down[0],
             spec=spec,
         )
 

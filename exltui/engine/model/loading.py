@@ -12,6 +12,7 @@ from torch import Tensor
 from exltui.engine.model.config import Config
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import read_spec
+from exltui.engine.model.memory import room_for
 from exltui.engine.model.spec import ArchSpec
 from exltui.engine.model.tensors import Checkpoint
 from exltui.engine.ops import OpSet, bind
@@ -33,7 +34,7 @@ class Model:
     decoder: Decoder
     context: int  # tokens that positions and cache are prepared for
     format: str  # "f16", "bf16", "f32", "exl2", "gptq"
-    parameters: int
+    parameters: int  # those of the published model: padding and a copied head do not count
     nbytes: int  # of all weights, embedding and head included
     bits_per_weight: float  # of the layers' linear weights
 
@@ -51,21 +52,38 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     config = Config.read(directory)
     spec = _with_overrides(read_spec(config), options)
     device = resolve_device(options.device)
-    method = config.get(str, "quantization_config.quant_method", default="")
-    if method not in ("", "exl2", "gptq"):
-        raise ModelError(
-            f"{directory.name}: the quantisation {method!r} cannot be run", "exltui runs EXL2, 4-bit GPTQ, and plain weights"
-        )
-    v2 = config.get(str, "quantization_config.checkpoint_format", default="") == "gptq_v2"
-    checkpoint = Checkpoint(directory, gptq_v2=v2)
+    checkpoint = Checkpoint(directory, gptq_v2=_gptq_v2(config))
+    _require_weights(spec, checkpoint)
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
     ops = bind(device)
-    _touch(checkpoint, progress, cancelled)
-    decoder = Decoder(spec, checkpoint, ops, context)
+    reading = _Reading(progress, cancelled, sum(info.nbytes for info in checkpoint.infos.values()))
+    checkpoint.on_use = reading.touch
+    with room_for(f"the weights of {directory.name} and {context:,} positions on {device}", "choose a smaller model or --length"):
+        decoder = Decoder(spec, checkpoint, ops, context)
+    reading.finish()
     weights = decoder.weights
     bits = 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
-    total = sum(info.nbytes for name, info in checkpoint.infos.items() if name in checkpoint.used)
-    return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(decoder), total, bits)
+    used = sum(checkpoint.infos[name].nbytes for name in checkpoint.used)
+    return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits)
+
+
+def _gptq_v2(config: Config) -> bool:
+    """Whether zero points are stored as GPTQ version 2 does. Raises ModelError for a quantisation that cannot be run."""
+    method = config.get(str, "quantization_config.quant_method", default="")
+    if method not in ("", "exl2", "gptq"):
+        raise ModelError(f"{config.where}: the quantisation {method!r} cannot be run", "exltui runs EXL2, 4-bit GPTQ, and plain weights")
+    return config.get(str, "quantization_config.checkpoint_format", default="") == "gptq_v2"
+
+
+def _require_weights(spec: ArchSpec, checkpoint: Checkpoint) -> None:
+    """Raise ModelError if a layer has no weight: better now than after reading the ones before it."""
+    names = [spec.embedding, *(linear.name for group in spec.linears() for linear in group)]
+    missing = [name for name in names if not checkpoint.has_weight(name) and not (name == spec.head and spec.tied)]
+    if missing:
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{checkpoint.where}: the weight of {missing[0]}{more} is missing", "download the model again; a shard may be missing"
+        )
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -79,9 +97,7 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"{name}: exltui runs on cpu and cuda devices", "say cpu, or cuda:0 for the first GPU")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise DeviceError(
-            f"{name}: torch sees {torch.cuda.device_count()} GPUs", "exltui doctor tells why; --device cpu runs without"
-        )
+        raise DeviceError(f"{name}: torch sees {torch.cuda.device_count()} GPUs", "exltui doctor tells why; --device cpu runs without")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -89,7 +105,9 @@ def _with_overrides(spec: ArchSpec, options: LoadOptions) -> ArchSpec:
     """The user's RoPE scale and alpha in place of the model's scaling."""
     if options.rope_scale is None and options.rope_alpha is None:
         return spec
-
+    for name, value in (("rope-scale", options.rope_scale), ("rope-alpha", options.rope_alpha)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ModelError(f"--{name} {value:g} is impossible", "give a number above 0; 1 changes nothing")
     layers = []
     for layer in spec.layers:
         rope = layer.attention.rope
@@ -101,21 +119,30 @@ def _with_overrides(spec: ArchSpec, options: LoadOptions) -> ArchSpec:
     return replace(spec, layers=tuple(layers))
 
 
-def _touch(checkpoint: Checkpoint, progress: Progress, cancelled: Callable[[], bool]) -> None:
-    """Bring the mapped files into memory in order, so that the wait has numbers and the first token none of it."""
-    total, done = sum(info.nbytes for info in checkpoint.infos.values()), 0
-    progress("weights", 0, total)
-    for info in sorted(checkpoint.infos.values(), key=lambda info: (str(info.file), info.offset)):
-        if info.dtype not in ("F16", "BF16", "F32", "I16", "I32") or not info.nbytes:
-            continue
-        pages: Tensor = checkpoint.tensor(info.name).reshape(-1).view(torch.uint8)
-        for start in range(0, info.nbytes, CHUNK):
-            if cancelled():
+class _Reading:
+    """Brings each tensor into memory when it is first used, so that the wait has numbers and the first token none of it."""
+
+    def __init__(self, progress: Progress, cancelled: Callable[[], bool], total: int) -> None:
+        self._progress = progress
+        self._cancelled = cancelled
+        self._total = total
+        self._done = 0
+        progress("weights", 0, total)
+
+    def touch(self, tensor: Tensor) -> None:
+        """Read one byte of each page of ``tensor``. Raises Cancelled."""
+        data = tensor.reshape(-1).view(torch.uint8)
+        for start in range(0, len(data), CHUNK):
+            if self._cancelled():
                 raise Cancelled("loading was cancelled")
-            int(pages[start : start + CHUNK : 4096].sum())
-            done += min(CHUNK, info.nbytes - start)
-            progress("weights", done, total)
-    checkpoint.used.clear()
+            part = data[start : start + CHUNK]
+            int(part[::4096].sum())
+            self._done += len(part)
+            self._progress("weights", self._done, self._total)
+
+    def finish(self) -> None:
+        """Tensors that the model has no use for count as read."""
+        self._progress("weights", self._total, self._total)
 
 
 def _format(decoder: Decoder) -> str:
@@ -126,6 +153,7 @@ def _format(decoder: Decoder) -> str:
     return {torch.float16: "f16", torch.bfloat16: "bf16"}.get(decoder.embedding.dtype, "f32")
 
 
-def _parameters(decoder: Decoder) -> int:
-    head = 0 if decoder.spec.tied else decoder.head.shape[0] * decoder.head.shape[1]
-    return decoder.embedding.numel() + head + sum(weight.shape[0] * weight.shape[1] for weight in decoder.weights)
+def _parameters(spec: ArchSpec, checkpoint: Checkpoint) -> int:
+    linears = [linear for group in spec.linears() for linear in group if not (spec.tied and linear.name == spec.head)]
+    plain = [checkpoint.infos[name].numel for name in checkpoint.used if name.endswith((".bias", "norm.weight"))]
+    return spec.vocab * spec.hidden + sum(linear.n * linear.k for linear in linears) + sum(plain)

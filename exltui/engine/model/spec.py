@@ -29,6 +29,15 @@ class MlpSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer: its full name in the file, out-features and in-features."""
+
+    name: str
+    n: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One decoder layer. Names are completed to ``{prefix}{name}.weight`` and so on."""
 
@@ -46,6 +55,21 @@ class LayerSpec:
     down: str = "mlp.down_proj"
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
+
+    def linears(self, hidden: int) -> tuple[tuple[LinearSpec, ...], ...]:
+        """(q, k, v), (o,), (gate, up) or (up,), (down,): those that read the same input together."""
+        queries, keys, width = self.attention.h * self.attention.d, self.attention.g * self.attention.d, self.mlp.width
+
+        def linear(name: str, n: int, k: int) -> LinearSpec:
+            return LinearSpec(self.prefix + name, n, k)
+
+        up = linear(self.up, width, hidden)
+        return (
+            (linear(self.q, queries, hidden), linear(self.k, keys, hidden), linear(self.v, keys, hidden)),
+            (linear(self.o, hidden, queries),),
+            (linear(self.gate, width, hidden), up) if self.mlp.gated else (up,),
+            (linear(self.down, hidden, width),),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +90,8 @@ class ArchSpec:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+
+    def linears(self) -> list[tuple[LinearSpec, ...]]:
+        """Every linear layer, those with the same input together, the head last."""
+        groups = [group for layer in self.layers for group in layer.linears(self.hidden)]
+        return [*groups, (LinearSpec(self.head, self.vocab, self.hidden),)]

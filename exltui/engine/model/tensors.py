@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from exltui.checkpoint import TensorInfo, read_checkpoint
+from exltui.engine.model.weights import exl2
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
@@ -17,8 +19,11 @@ from exltui.errors import ModelError
 DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I16": torch.int16, "I32": torch.int32,
 }  # fmt: skip
-EXL2_PARTS = ("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups")
-GPTQ_PARTS = ("qweight", "qzeros", "scales")
+FORMATS: dict[str, tuple[str, ...]] = {  # the tensor by which a format is known, and all that it must have
+    "q_weight": tuple(exl2.PARTS),
+    "qweight": ("qweight", "qzeros", "scales"),
+    "weight": ("weight",),
+}
 
 AnyWeight = DenseWeight | Exl2Weight | GptqWeight
 
@@ -27,10 +32,12 @@ class Checkpoint:
     """All tensors of a model directory. Nothing is read before it is used, and then by the page."""
 
     def __init__(self, directory: Path, *, gptq_v2: bool = False) -> None:
+        """``gptq_v2``: how GPTQ files in it store zero points. Raises CheckpointError for a file that cannot be believed."""
         self.infos = read_checkpoint(directory)
         self.where = directory.name
         self.gptq_v2 = gptq_v2
         self.used: set[str] = set()
+        self.on_use: Callable[[Tensor], None] | None = None  # sees every tensor before it is used; may raise to stop
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -42,10 +49,14 @@ class Checkpoint:
         if info is None:
             raise ModelError(f"{self.where}: the tensor {name} is missing", "download the model again; a shard may be missing")
         if info.dtype not in DTYPES:
-            raise ModelError(
-                f"{self.where}: {name} has the dtype {info.dtype}, which exltui cannot run", f"it runs {', '.join(DTYPES)}"
-            )
+            raise ModelError(f"{self.where}: {name} has the dtype {info.dtype}, which exltui cannot run", f"it runs {', '.join(DTYPES)}")
+        tensor = self._view(info)
+        if self.on_use is not None:
+            self.on_use(tensor)
         self.used.add(name)
+        return tensor
+
+    def _view(self, info: TensorInfo) -> Tensor:
         dtype = DTYPES[info.dtype]
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=dtype)
@@ -71,30 +82,47 @@ class Checkpoint:
             )
         return values.reshape(-1).float()
 
-    def weight(self, name: str, n: int, k: int) -> AnyWeight:
-        """The linear layer ``name``: EXL2, GPTQ or plain, decided by which tensors are there. n may be padded to a multiple of 32."""
-        bias = self.vector(f"{name}.bias", self.infos[f"{name}.bias"].numel) if f"{name}.bias" in self else None
-        weight: AnyWeight
-        if f"{name}.q_weight" in self:
-            weight = Exl2Weight(*(self.tensor(f"{name}.{part}") for part in EXL2_PARTS), bias=bias)
-        elif f"{name}.qweight" in self:
-            parts = {
-                part: self.tensor(f"{name}.{part}")
-                for part in (*GPTQ_PARTS, "g_idx")
-                if part in GPTQ_PARTS or f"{name}.g_idx" in self
-            }
-            weight = GptqWeight.read(parts if bias is None else {**parts, "bias": bias}, v2=self.gptq_v2)
-        else:
-            plain = self.tensor(f"{name}.weight")
-            if plain.dim() != 2 or not plain.dtype.is_floating_point:
-                raise ModelError(
-                    f"{self.where}: {name}.weight is {plain.dtype} of shape {tuple(plain.shape)}, not a matrix", "it cannot be run"
-                )
-            weight = DenseWeight(plain, bias)
-        padded = -(-n // 32) * 32
-        if weight.shape not in ((n, k), (padded, k)):
+    def has_weight(self, name: str) -> bool:
+        """Whether the linear layer ``name`` is there, in any format."""
+        return any(f"{name}.{part}" in self for part in FORMATS)
+
+    def weight(self, name: str, n: int, k: int, *, padded: bool = False) -> AnyWeight:
+        """The linear layer ``name``: EXL2, GPTQ or plain, decided by which tensors are there.
+
+        With ``padded`` it may have more rows than ``n``, up to a multiple of 32, as EXL2 stores a head. Raises ModelError.
+        """
+        parts = self._parts(name)
+        try:
+            weight = read_weight(parts, gptq_v2=self.gptq_v2)
+        except ModelError as error:
+            raise ModelError(f"{self.where}: {name}: {error}", error.hint) from error
+        fits = weight.shape == (n, k) or (padded and weight.shape == (-(-n // 32) * 32, k))
+        if not fits or (weight.bias is not None and weight.bias.shape[0] != weight.shape[0]):
+            bias = "" if weight.bias is None else f" with {weight.bias.shape[0]} biases"
             raise ModelError(
-                f"{self.where}: {name} is {weight.shape}, config.json says {(n, k)}",
+                f"{self.where}: {name} is {weight.shape}{bias}, config.json says {(n, k)}",
                 "config.json and the weights do not belong together",
             )
         return weight
+
+    def _parts(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the layer ``name`` by their suffix: those that its format needs, and those that it may have."""
+        needed = next((parts for first, parts in FORMATS.items() if f"{name}.{first}" in self), FORMATS["weight"])
+        parts = {part: self.tensor(f"{name}.{part}") for part in needed}
+        if "qweight" in parts and f"{name}.g_idx" in self:
+            parts["g_idx"] = self.tensor(f"{name}.g_idx")
+        if f"{name}.bias" in self:
+            parts["bias"] = self.vector(f"{name}.bias", self.infos[f"{name}.bias"].numel)
+        return parts
+
+
+def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> AnyWeight:
+    """The weight that the tensors ``parts`` (by suffix) are. Raises ModelError if they are not what their format says."""
+    if "q_weight" in parts:
+        return Exl2Weight.read(parts)
+    if "qweight" in parts:
+        return GptqWeight.read(parts, v2=gptq_v2)
+    plain = parts["weight"]
+    if plain.dim() != 2 or not plain.dtype.is_floating_point:
+        raise ModelError(f"the weight is {plain.dtype} of shape {tuple(plain.shape)}, not a matrix", "it cannot be run")
+    return DenseWeight(plain, parts.get("bias"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from exltui.engine.model.memory import room_for
 from exltui.engine.model.spec import ArchSpec
 from exltui.engine.ops.types import PAGE, CacheLayer
 from exltui.errors import ModelError
@@ -24,17 +25,16 @@ def parse_cache_mode(mode: str) -> tuple[int, int]:
 class KVCache:
     """``pages`` pages for every layer of ``spec``. ``dtype`` is that of 16-bit pages; f32 is for parity tests on the CPU."""
 
-    def __init__(
-        self, spec: ArchSpec, pages: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float16
-    ) -> None:
+    def __init__(self, spec: ArchSpec, pages: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float16) -> None:
         self.pages = pages
         self.bits = bits
         self.layers: list[CacheLayer] = []
-        for layer in spec.layers:
-            g, d = layer.attention.g, layer.attention.d
-            if min(bits) < 16 and d % 64:
-                raise ModelError(f"a head dimension of {d} cannot be cached at {min(bits)} bits", "use --cache fp16")
-            self.layers.append(_allocate(pages, g, d, bits, device, dtype))
+        with room_for(f"a cache of {pages * PAGE:,} tokens on {device}", "give a smaller --length, or fewer bits with --cache"):
+            for layer in spec.layers:
+                g, d = layer.attention.g, layer.attention.d
+                if min(bits) < 16 and d % 64:
+                    raise ModelError(f"a head dimension of {d} cannot be cached at {min(bits)} bits", "use --cache fp16")
+                self.layers.append(_allocate(pages, g, d, bits, device, dtype))
 
     @property
     def nbytes(self) -> int:
@@ -50,7 +50,7 @@ class KVCache:
 
 
 def _allocate(pages: int, g: int, d: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype) -> CacheLayer:
-    stores = []
+    stores: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for width in bits:
         if width == 16:
             stores.append((torch.zeros(pages, PAGE, g, d, dtype=dtype, device=device), None))

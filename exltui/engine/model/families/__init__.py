@@ -17,9 +17,30 @@ FAMILIES: dict[str, Callable[[Config], ArchSpec]] = {
 }
 
 
+# What says nothing about the arithmetic of a forward pass, or is read elsewhere.
+NEUTRAL = {
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range", "attention_dropout",
+    "hidden_dropout", "pretraining_tp", "_name_or_path", "quantization_config", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_bias", "mlp_bias",
+}  # fmt: skip
+
+
 def read_spec(config: Config) -> ArchSpec:
     """The spec of a model. Raises ModelError for an architecture that is not known; nothing is guessed."""
     name = config.architecture
-    if name not in FAMILIES:
-        raise ModelError(f"{config.where}: the architecture {name} is not known", f"exltui runs {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name](config)
+    if name in FAMILIES:
+        return FAMILIES[name](config)
+    strange = {family: _differences(config, family) for family in FAMILIES}
+    nearest = min(strange, key=lambda family: len(strange[family]))
+    differences = f"; beside those of {nearest} its config.json has {', '.join(strange[nearest][:6])}" if strange[nearest] else ""
+    raise ModelError(f"{config.where}: the architecture {name} is not known{differences}", f"exltui runs {', '.join(sorted(FAMILIES))}")
+
+
+def _differences(config: Config, family: str) -> list[str]:
+    """The settings that ``family`` would not read, or what it could not read."""
+    fresh = Config(config.values, config.where)
+    try:
+        FAMILIES[family](fresh)
+    except ModelError:
+        return sorted(config.values)
+    return sorted(key for key, value in config.values.items() if value and key not in fresh.asked | NEUTRAL)

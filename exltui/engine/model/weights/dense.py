@@ -27,7 +27,7 @@ class DenseWeight:
     def dense(self) -> Tensor:
         return self.weight
 
-    def to(self, device: torch.device) -> DenseWeight:
+    def prepare(self, device: torch.device) -> DenseWeight:
         """On the CPU as it is, memory-mapped; on a GPU in f16, which its kernels read."""
         if device.type == "cpu":
             return self

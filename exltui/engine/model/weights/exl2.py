@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +13,13 @@ from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
 from exltui.errors import ModelError
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
+PARTS = {  # suffix in the file: dtype and dimensions
+    "q_weight": (torch.int32, 2),
+    "q_invperm": (torch.int32, 1),
+    "q_scale": (torch.int32, 2),
+    "q_scale_max": (torch.float16, 1),
+    "q_groups": (torch.int16, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,17 @@ class Exl2Weight:
     groups: tuple[Group, ...] = field(default=())
     format: str = "exl2"
 
+    @staticmethod
+    def read(tensors: dict[str, Tensor]) -> Exl2Weight:
+        """From tensors named as in the file. Raises ModelError if they are not what the format says."""
+        for part, (dtype, dimensions) in PARTS.items():
+            tensor = tensors[part]
+            if tensor.dtype != dtype or tensor.dim() != dimensions:
+                found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+                raise ModelError(f"{part} is {found}", "this is not the EXL2 format; download the model again")
+        q_weight, q_invperm, q_scale, q_scale_max, q_groups = (tensors[part] for part in PARTS)
+        return Exl2Weight(q_weight, q_invperm, q_scale, q_scale_max, q_groups, tensors.get("bias"))
+
     def __post_init__(self) -> None:
         if not self.groups:
             object.__setattr__(self, "groups", _groups(self))
@@ -52,7 +71,7 @@ class Exl2Weight:
 
     @property
     def nbytes(self) -> int:
-        parts = (self.q_weight, self.q_invperm, self.q_scale, self.q_scale_max, self.q_groups)
+        parts: list[Tensor] = [getattr(self, name) for name in PARTS]
         return sum(part.numel() * part.element_size() for part in parts)
 
     @cached_property
@@ -86,10 +105,12 @@ class Exl2Weight:
         """[n, k] f16, bit-exact. The result is a transposed view."""
         return self.stored()[self.q_invperm.long()].t()
 
-    def to(self, device: torch.device) -> Exl2Weight:
+    def prepare(self, device: torch.device) -> Exl2Weight:
+        """On ``device``. On the CPU the packed words stay memory-mapped; what is derived from the rest is made now, not in a step."""
         if device.type == "cpu":
+            _ = self.q_perm, self.group_table, self.scales
             return self
-        parts = {name: getattr(self, name).to(device) for name in ("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups")}
+        parts = {name: getattr(self, name).to(device) for name in PARTS}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
         return replace(self, **parts, bias=bias)
 
@@ -97,6 +118,8 @@ class Exl2Weight:
 def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
     """The extents of the groups, checked against every other size. Raises ModelError."""
     packed, n = weight.q_weight.shape
+    if not weight.q_groups.numel() or weight.q_groups.numel() % 2:
+        raise ModelError(f"q_groups has {weight.q_groups.numel()} numbers, not pairs", "download the model again")
     pairs = (weight.q_groups.to(torch.int32) & 0xFFFF).view(-1, 2).tolist()
     ends = [*(first for _, first in pairs[1:]), packed]
     groups = []
@@ -112,19 +135,18 @@ def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
     k, count = sum(g.rows for g in groups), len(groups)
     problems = [
         (k != weight.q_invperm.shape[0], f"its groups hold {k} rows, q_invperm has {weight.q_invperm.shape[0]}"),
+        (pairs[0][1] != 0, f"its first group begins at packed row {pairs[0][1]}"),
         (n % 32 != 0, f"{n} columns are not a multiple of 32"),
         (tuple(weight.q_scale.shape) != (count, n // 8), f"q_scale is {tuple(weight.q_scale.shape)}, expected {(count, n // 8)}"),
         (weight.q_scale_max.shape[0] != count, f"q_scale_max has {weight.q_scale_max.shape[0]} entries, expected {count}"),
-        (any(a.bits < b.bits for a, b in zip(groups, groups[1:], strict=False)), "its widths increase from group to group"),
+        (any(a.bits < b.bits for a, b in itertools.pairwise(groups)), "its widths increase from group to group"),
         (not _is_permutation(weight.q_invperm, k), "q_invperm is not a permutation"),
     ]
     for wrong, sentence in problems:
         if wrong:
-            raise ModelError(f"EXL2 tensor: {sentence}", "download the model again")
+            raise ModelError(sentence, "download the model again")
     return tuple(groups)
 
 
 def _is_permutation(indices: Tensor, k: int) -> bool:
-    return indices.shape[0] == k and bool(
-        (indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all()
-    )
+    return indices.shape[0] == k and bool((indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all())

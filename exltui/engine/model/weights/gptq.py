@@ -31,22 +31,22 @@ class GptqWeight:
     def read(tensors: dict[str, Tensor], *, v2: bool) -> GptqWeight:
         """From tensors named as in the file. An absent or all-zero ``g_idx`` means equal groups in order; a zero bias is none."""
         qweight, qzeros, scales = tensors["qweight"], tensors["qzeros"], tensors["scales"].half()
+        if any(part.dim() != 2 for part in (qweight, qzeros, scales)) or {qweight.dtype, qzeros.dtype} != {torch.int32}:
+            raise ModelError(f"qweight is {qweight.dtype} of shape {tuple(qweight.shape)}", "only 4-bit GPTQ can be read")
         k, n, groups = qweight.shape[0] * 8, qweight.shape[1], scales.shape[0]
-        if tuple(qzeros.shape) != (groups, n // 8) or scales.shape[1] != n or k % 32 or n % 32:
+        if not groups or tuple(qzeros.shape) != (groups, n // 8) or scales.shape[1] != n or k % 32 or n % 32:
             sizes = f"qweight {tuple(qweight.shape)}, qzeros {tuple(qzeros.shape)}, scales {tuple(scales.shape)}"
-            raise ModelError(f"GPTQ tensors do not fit each other: {sizes}", "only 4-bit GPTQ can be read")
+            raise ModelError(f"these do not fit each other: {sizes}", "only 4-bit GPTQ can be read")
         g_idx = tensors.get("g_idx")
         if g_idx is None or not bool(g_idx.any()):
             size = 1
             while size * groups < k:
                 size *= 2
             g_idx = torch.arange(k, dtype=torch.int32) // size
-        if g_idx.shape[0] != k or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
-            raise ModelError(f"GPTQ g_idx names groups outside 0 to {groups - 1}", "download the model again")
+        if g_idx.shape != (k,) or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+            raise ModelError(f"g_idx names groups outside 0 to {groups - 1}", "download the model again")
         bias = tensors.get("bias")
-        return GptqWeight(
-            qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None
-        )
+        return GptqWeight(qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,8 +67,10 @@ class GptqWeight:
         centred = unpack_columns(self.qweight, 4, self.shape[1]) - self.zeros[group]
         return (centred.float() * self.scales[group].float()).half().t()
 
-    def to(self, device: torch.device) -> GptqWeight:
+    def prepare(self, device: torch.device) -> GptqWeight:
+        """On ``device``. On the CPU the packed words stay memory-mapped; the zero points are unpacked now, not in a step."""
         if device.type == "cpu":
+            _ = self.zeros
             return self
         parts = {name: getattr(self, name).to(device) for name in ("qweight", "qzeros", "scales", "g_idx")}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
