@@ -1,0 +1,294 @@
+"""A conversation is a tree of messages, and the one that is read is the path from a root to its head.
+
+Nothing is ever overwritten: to edit a message or to ask for another reply makes a sibling, and the old branch stays one key away.
+To delete takes a message with everything below it, and ``undo`` brings exactly that back. Messages are frozen: another thread may
+keep one (the writer does) while the conversation goes on.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from exltui.protocol import Sampling, Stats
+
+Role = Literal["system", "user", "assistant"]
+State = Literal["streaming", "done", "stopped", "failed"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+STATES: tuple[State, ...] = ("streaming", "done", "stopped", "failed")
+TITLE_LENGTH = 48
+_ROOT = ""  # the key of the first messages among the choices
+
+
+def new_id() -> str:
+    """A name that no other chat or message has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. ``parent`` is the message that it answers, ``None`` for a first one. ``created`` is in seconds since 1970."""
+
+    id: str
+    parent: str | None
+    role: Role
+    text: str
+    created: float
+    order: int  # the how-manieth message of its conversation; siblings stand in this order
+    state: State = "done"
+    model: str = ""  # which model wrote it
+    note: str = ""  # why it failed or stopped, in a sentence
+    stats: Stats | None = None
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What ``delete`` took out, and what ``undo`` needs to put it back."""
+
+    messages: tuple[Message, ...]  # the deleted message first, then all below it
+    head: str | None
+    choices: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A conversation without its messages; the fields are those of ``Conversation``."""
+
+    id: str
+    title: str = ""
+    system: str = ""
+    model: str = ""
+    created: float = 0.0
+    head: str | None = None
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The tree of one chat. Not safe for several threads; what it hands out (messages, lists) is.
+
+    ``choices`` remembers which of several siblings was read last (parent -> child, only at forks), so that going to another
+    branch and back returns to the same place.
+    """
+
+    id: str = field(default_factory=new_id)
+    title: str = ""
+    system: str = ""  # the system prompt; not part of the tree, so that it can change without a branch
+    model: str = ""  # the name of the model that the chat was last held with
+    created: float = 0.0
+    head: str | None = None
+    choices: dict[str, str] = field(default_factory=dict)
+    now: Callable[[], float] = field(default=time.time, repr=False, compare=False)
+    _messages: dict[str, Message] = field(default_factory=dict, repr=False)
+    _children: dict[str | None, list[str]] = field(default_factory=dict, repr=False)
+    _deleted: list[Deletion] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.created = self.created or self.now()
+
+    @classmethod
+    def of(cls, header: Header, messages: Iterable[Message]) -> Conversation:
+        """The conversation with these ``messages``, which may come in any order. Raises ValueError for one without its parent."""
+        conversation = cls(header.id, header.title, header.system, header.model, header.created, header.head)
+        for message in sorted(messages, key=_place):
+            conversation._insert(message)
+        conversation.choices = dict(header.choices)
+        if header.head not in conversation._messages:
+            conversation.head = conversation._leaf(None)
+        return conversation
+
+    @property
+    def header(self) -> Header:
+        """All that is not a message, as it is now."""
+        return Header(self.id, self.title, self.system, self.model, self.created, self.head, tuple(self.choices.items()))
+
+    # ── reading ──
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        """All messages of all branches, in the order in which they were written."""
+        return iter(sorted(self._messages.values(), key=_place))
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._messages
+
+    def __getitem__(self, id: str) -> Message:
+        return self._messages[id]
+
+    def path(self, leaf: str | None = None) -> list[Message]:
+        """The messages from the first one to ``leaf`` (without it: to the head)."""
+        path = []
+        at = self.head if leaf is None else leaf
+        while at is not None:
+            path.append(self._messages[at])
+            at = path[-1].parent
+        return path[::-1]
+
+    def siblings(self, id: str) -> list[Message]:
+        """The alternatives in the place of message ``id``, itself among them, the oldest first."""
+        return [self._messages[child] for child in self._children[self._messages[id].parent]]
+
+    def children(self, id: str | None) -> list[Message]:
+        """The messages that answer ``id``; of ``None``, the first ones."""
+        return [self._messages[child] for child in self._children.get(id, [])]
+
+    def turns(self, leaf: str | None = None) -> list[dict[str, str]]:
+        """What a model is asked with: the system prompt and the path to ``leaf``, as ``{"role": ..., "content": ...}``.
+
+        Replies without a word (failed ones) are left out, and two messages of one role in a row become one: templates insist on
+        alternation.
+        """
+        turns = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        for message in self.path(leaf):
+            if message.role == "assistant" and not message.text:
+                continue
+            if turns and turns[-1]["role"] == message.role:
+                turns[-1] = {"role": message.role, "content": f"{turns[-1]['content']}\n\n{message.text}"}
+            else:
+                turns.append({"role": message.role, "content": message.text})
+        return turns
+
+    # ── writing ──
+
+    def add(self, role: Role, text: str, *, state: State = "done", model: str = "", sampling: Sampling | None = None) -> Message:
+        """Append a message after the head and make it the head. The first message of the user names an untitled chat."""
+        if role == "user" and not self.title:
+            self.title = title_of(text)
+        message = Message(new_id(), self.head, role, _clean(text), self.now(), self._next_order(), state, model, sampling=sampling)
+        return self._grow(message)
+
+    def edit(self, id: str, text: str) -> Message:
+        """A sibling of message ``id`` with another text; it is the head, and what followed the old one stays with the old one."""
+        old = self._messages[id]
+        return self._grow(Message(new_id(), old.parent, old.role, _clean(text), self.now(), self._next_order(), model=old.model))
+
+    def regenerate(self, id: str, *, model: str = "", sampling: Sampling | None = None) -> Message:
+        """An empty reply that streams: a sibling of the reply ``id``, or another answer to the message ``id`` of the user."""
+        old = self._messages[id]
+        parent = old.parent if old.role == "assistant" else old.id
+        order = self._next_order()
+        return self._grow(Message(new_id(), parent, "assistant", "", self.now(), order, "streaming", model, sampling=sampling))
+
+    def append_text(self, id: str, text: str) -> Message:
+        """Add to the text of a message that streams."""
+        old = self._messages[id]
+        self._messages[id] = replace(old, text=old.text + _clean(text))
+        return self._messages[id]
+
+    def finish(self, id: str, state: State = "done", *, stats: Stats | None = None, note: str = "") -> Message:
+        """End the streaming of message ``id``."""
+        self._messages[id] = replace(self._messages[id], state=state, stats=stats, note=note)
+        return self._messages[id]
+
+    def select(self, id: str) -> str:
+        """Go to the branch of message ``id``: the head becomes the message below it that was read last. Returns the head."""
+        self._remember(id)
+        self.head = self._leaf(id)
+        return self.head or id
+
+    def branch_from(self, id: str | None) -> None:
+        """Make message ``id`` the head, so that the next one begins a branch there; ``None``: a new first message."""
+        if id is not None:
+            self._remember(id)
+        self.head = id
+
+    def delete(self, id: str) -> Deletion:
+        """Take out message ``id`` and all below it. If the head was there, it moves to the nearest sibling's branch, or the parent."""
+        doomed = list(self._below(id))
+        deletion = Deletion(tuple(doomed), self.head, dict(self.choices))
+        gone = {message.id for message in doomed}
+        parent = doomed[0].parent
+        neighbours = self._children[parent]
+        at = neighbours.index(id)
+        nearest = neighbours[at - 1] if at else (neighbours[1] if len(neighbours) > 1 else None)
+        neighbours.remove(id)
+        for message in doomed:
+            del self._messages[message.id]
+            self._children.pop(message.id, None)
+        self.choices = {k: v for k, v in self.choices.items() if k not in gone and v not in gone}
+        if self.head in gone:
+            self.head = parent
+            if nearest is not None:
+                self.select(nearest)
+        self._deleted.append(deletion)
+        return deletion
+
+    def undo(self) -> Deletion | None:
+        """Take back the last deletion: its messages and the head are where they were. ``None`` if there is none."""
+        if not self._deleted:
+            return None
+        deletion = self._deleted.pop()
+        for message in deletion.messages:
+            self._insert(message)
+        self.head, self.choices = deletion.head, dict(deletion.choices)
+        return deletion
+
+    # ── within ──
+
+    def _grow(self, message: Message) -> Message:
+        """Put a new message into the tree and make it the head."""
+        self._insert(message)
+        self._remember(message.id)
+        self.head = message.id
+        return message
+
+    def _next_order(self) -> int:
+        """One more than any order in use, those of deleted messages among them: they may come back."""
+        hidden = (message for deletion in self._deleted for message in deletion.messages)
+        return max((m.order for m in (*self._messages.values(), *hidden)), default=-1) + 1
+
+    def _insert(self, message: Message) -> None:
+        if message.parent is not None and message.parent not in self._messages:
+            raise ValueError(f"message {message.id} answers {message.parent}, which is not there")
+        self._messages[message.id] = message
+        siblings = self._children.setdefault(message.parent, [])
+        siblings.append(message.id)
+        siblings.sort(key=lambda id: _place(self._messages[id]))
+
+    def _remember(self, id: str) -> None:
+        """Note at every fork above ``id`` that this branch was the last one read; and the one that was left, where it was read."""
+        for message in (*self.path(), *self.path(id)):
+            if len(self._children[message.parent]) > 1:
+                self.choices[message.parent or _ROOT] = message.id
+
+    def _leaf(self, id: str | None) -> str | None:
+        """The end of the branch through ``id``: at a fork the child that was read last, or the newest."""
+        while children := self._children.get(id):
+            chosen = self.choices.get(id or _ROOT)
+            id = chosen if chosen in children else children[-1]
+        return id
+
+    def _below(self, id: str) -> Iterator[Message]:
+        """Message ``id`` and all below it, every parent before its children."""
+        waiting = [id]
+        while waiting:
+            message = self._messages[waiting.pop()]
+            yield message
+            waiting.extend(self._children.get(message.id, []))
+
+
+def _place(message: Message) -> tuple[int, float, str]:
+    """Where a message stands among the others. Two programs that held the same chat may have used one order twice."""
+    return (message.order, message.created, message.id)
+
+
+def _clean(text: str) -> str:
+    """``text`` without lone surrogates (they come with pastes), which no database and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def title_of(text: str) -> str:
+    """A title from the first line of ``text`` that says something: one line, cut at a word."""
+    line = next((line.strip() for line in text.splitlines() if any(c.isalnum() for c in line)), text)
+    line = " ".join(line.lstrip("#>*- ").split())
+    if len(line) <= TITLE_LENGTH:
+        return line
+    cut = line[: TITLE_LENGTH - 1]
+    words = cut.rsplit(" ", 1)[0] if " " in cut else cut  # a word longer than the line (or Chinese) is cut inside
+    return words.rstrip(" ,;:.") + "…"
