@@ -162,7 +162,7 @@ class ReplayClient:
             if at - 0.0005 > self._clock() - self._zero or (key is not None and key not in self._ids):
                 break
             self._log.popleft()
-            events.append(event if key is None else dataclasses.replace(event, id=self._ids[key]))
+            events.append(event if key is None else dataclasses.replace(typing.cast(Queued, event), id=self._ids[key]))
         return events
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ def log_line(at: float, event: Event) -> str:
 def read_log(path: Path) -> list[tuple[float, Event]]:
     """The events of a log with their times. Raises ValueError naming the line that is not one."""
     found: list[tuple[float, Event]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -43,7 +43,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """One more than the largest id."""
+        """Entries of the vocabulary, added tokens included. A model's head may be wider."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
     @cached_property
@@ -59,27 +59,17 @@ class Tokenizer:
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool = False) -> list[int]:
         """Ids of ``text``. With ``parse_special``, ``<|im_end|>`` and the like in the text become their tokens; otherwise they are text."""
         text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no tokens
-        ids = self._inner.encode(text, add_special_tokens=False).ids if parse_special else self._encode_plain(text)
+        ids = (self._inner if parse_special else self._plain).encode(text, add_special_tokens=False).ids
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         return list(ids)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        """Special tokens in ``text`` are cut inside, so that none is recognised; the pieces encode as ordinary text."""
-        pieces, rest = [], text
-        while rest:
-            found = [rest.find(special) for special in self._special_pieces if special in rest]
-            if not found:
-                pieces.append(rest)
-                break
-            at = min(found)
-            pieces.append(rest[: at + 1])
-            rest = rest[at + 1 :]
-        return [token for piece in pieces for token in self._inner.encode(piece, add_special_tokens=False).ids]
-
     @cached_property
-    def _special_pieces(self) -> list[str]:
-        return [token.content for token in self._inner.get_added_tokens_decoder().values()]
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special tokens are ordinary text."""
+        plain = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of ``ids``; special tokens are left out unless ``special``. Incomplete UTF-8 becomes U+FFFD."""
@@ -110,13 +100,14 @@ class Tokenizer:
         found: set[int] = set()
         for name in ("config.json", "generation_config.json"):
             values = _read_json(self.directory / name)
-            stated = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
-            found.update(i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int))
+            text = values.get("text_config")  # of a model that also sees
+            for stated in (values.get("eos_token_id"), text.get("eos_token_id") if isinstance(text, dict) else None):
+                found.update(i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int))
         named = self._named("eos_token")
         if named is not None:
             found.add(named)
         template = self.template_source
-        special = set(self._special_pieces)
+        special = {token.content for token in self._inner.get_added_tokens_decoder().values()}
         found.update(i for piece in TURN_ENDS if piece in special and piece in template and (i := self.id(piece)) is not None)
         return found
 

@@ -14,6 +14,7 @@ The same without streaming: ``engine.generate("The capital of France is").text``
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from exltui.engine.session import Session, open_session
 from exltui.errors import ExltuiError
-from exltui.protocol import Done, Failed, JobSpec, LoadOptions, Sampling, Stats, Text
+from exltui.protocol import Done, Event, JobSpec, LoadOptions, Sampling, Stats, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,12 @@ class Completion:
 
 
 class Engine:
-    """A model, loaded in this thread. Not safe for several threads at once; open one engine for each."""
+    """A model, loaded in this thread. Not safe for several threads at once, but several streams may be read in turn: they share steps."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._ids = (f"job-{i}" for i in itertools.count())
+        self._inboxes: dict[str, deque[Event]] = {}  # what came for a stream while another one was read
 
     @classmethod
     def open(cls, directory: str | Path, options: LoadOptions | None = None) -> Engine:
@@ -51,7 +53,10 @@ class Engine:
         return self._session
 
     def stream(self, prompt: str | list[int], sampling: Sampling | None = None, **job: Any) -> Iterator[str]:
-        """Text as it becomes certain. ``job`` takes the fields of JobSpec: max_new_tokens, stop_strings, stop_token_ids, add_bos."""
+        """Text as it becomes certain. ``job`` takes the fields of JobSpec: max_new_tokens, stop_strings, stop_token_ids, add_bos.
+
+        The work begins with the first piece that is asked for, and ends when the iterator is closed.
+        """
         for event in self._events(prompt, sampling, job):
             if isinstance(event, Text) and event.text:
                 yield event.text
@@ -66,20 +71,32 @@ class Engine:
                 return Completion("".join(text), event.token_ids, event.stats)
         raise ExltuiError("the generation ended without a result")
 
-    def _events(self, prompt: str | list[int], sampling: Sampling | None, job: dict[str, Any]) -> Iterator[Text | Done]:
+    def _events(self, prompt: str | list[int], sampling: Sampling | None, job: dict[str, Any]) -> Iterator[Event]:
         given = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
         spec = JobSpec(next(self._ids), sampling=sampling or Sampling(), **given, **job)
         generator = self._session.generator
         generator.submit(spec)
+        inbox = self._inboxes[spec.id] = deque()
         try:
-            while generator.busy:
-                for event in generator.advance():
-                    if isinstance(event, Failed):
-                        raise ExltuiError(event.error, event.hint)
-                    if isinstance(event, (Text, Done)):
-                        yield event
+            while inbox or spec.id in generator.job_ids:
+                if not inbox:
+                    self._step()
+                while inbox:
+                    yield inbox.popleft()
         finally:
             generator.cancel(spec.id)  # the caller may have stopped listening
+            del self._inboxes[spec.id]
+
+    def _step(self) -> None:
+        """One step for all streams. One that fails ends them all."""
+        try:
+            events = self._session.generator.advance()
+        except Exception:
+            self._session.generator.abandon()
+            raise
+        for event in events:
+            if isinstance(event, (Text, Done)):
+                self._inboxes[event.id].append(event)
 
     def close(self) -> None:
         self._session.close()

@@ -6,18 +6,20 @@ leaves its traceback in the log. Torch is imported here, not before.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exltui import paths
 from exltui.engine.meters import Meters
-from exltui.errors import Cancelled, ExltuiError
+from exltui.errors import ExltuiError
 from exltui.protocol import (
     Cancel,
     Command,
@@ -32,7 +34,6 @@ from exltui.protocol import (
     LoadFailed,
     LoadProgress,
     Meter,
-    Prefill,
     Quit,
     Submit,
     Text,
@@ -58,6 +59,7 @@ class Host:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._cancelled: set[str] = set()  # looked at while a load holds the thread
         self._session: Session | None = None
+        self._gauge = _Gauge()
         self._texts: dict[str, Text] = {}
         self._text_sent: dict[str, float] = {}
         self._rates = _Rates()
@@ -86,6 +88,7 @@ class Host:
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
+        _log_to_file()
         try:
             self._emit(_host_up())
         except Exception as error:
@@ -99,6 +102,8 @@ class Host:
                 self._advance(self._session)
         if self._session is not None:
             self._stop_jobs(self._session)
+        while not self._commands.empty():
+            self._refuse(self._commands.get(), "the engine was closed", "")
 
     def _next(self) -> Command | None:
         """The next command; waits for one when there is nothing to generate."""
@@ -111,21 +116,16 @@ class Host:
     def _guarded(self, command: Command) -> None:
         try:
             self._handle(command)
-        except Cancelled as error:
-            self._refuse(command, str(error), "")
-        except ExltuiError as error:
-            self._refuse(command, str(error), error.hint)
-        except MemoryError:
-            self._refuse(command, "there is not enough memory", "try a shorter --length, or a smaller model")
-        except Exception as error:
-            log.exception("%s failed", type(command).__name__)
-            self._refuse(command, _sentence(error), "the log has the details; see exltui doctor for its place")
+        except Exception as error:  # noqa: BLE001  whatever it is, the thread lives on and the command is answered
+            self._refuse(command, *_explain(error, type(command).__name__))
 
     def _refuse(self, command: Command, error: str, hint: str) -> None:
         if isinstance(command, Load):
             self._emit(LoadFailed(command.id, error, hint))
         elif isinstance(command, Submit):
             self._emit(Failed(command.job.id, error, hint))
+        elif isinstance(command, Unload):
+            self._emit(Unloaded(command.id))  # the session is gone in any case
 
     def _handle(self, command: Command) -> None:
         if isinstance(command, Load):
@@ -135,8 +135,10 @@ class Host:
             self._emit(Unloaded(command.id))
         elif isinstance(command, Submit):
             self._submit(command.job)
-        elif isinstance(command, Cancel) and self._session is not None:
-            self._send_all(self._session.generator.cancel(command.id))
+        elif isinstance(command, Cancel):
+            self._cancelled.discard(command.id)
+            if self._session is not None:
+                self._send_all(self._session.generator.cancel(command.id))
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,10 +155,14 @@ class Host:
                 last = now
                 self._emit(LoadProgress(command.id, stage, done, total, unit))
 
+        def cancelled() -> bool:
+            return command.id in self._cancelled or self._quit.is_set()
+
         started = time.perf_counter()
-        session = open_session(Path(command.model_dir), command.options, progress, lambda: command.id in self._cancelled)
+        session = open_session(Path(command.model_dir), command.options, progress, cancelled)
         model = session.runner.model
         self._session = session
+        self._gauge = _Gauge.of(session)
         loaded = Loaded(
             command.id,
             command.model_dir,
@@ -177,9 +183,9 @@ class Host:
     def _unload(self) -> None:
         if self._session is not None:
             self._stop_jobs(self._session)
-            self._session.close()
-            self._session = None
-            gc.collect()
+            session, self._session = self._session, None
+            self._gauge = _Gauge()
+            session.close()
 
     def _stop_jobs(self, session: Session) -> None:
         for job_id in session.generator.job_ids:
@@ -190,46 +196,41 @@ class Host:
     def _submit(self, job: JobSpec) -> None:
         if self._session is None:
             self._emit(Failed(job.id, "no model is loaded", "load one first"))
-            return
-        if job.id in self._cancelled:
-            self._cancelled.discard(job.id)
-        self._send_all(self._session.generator.submit(job))
+        else:
+            self._send_all(self._session.generator.submit(job))
 
     def _advance(self, session: Session) -> None:
+        generator, started = session.generator, time.perf_counter()
+        read, drawn = generator.tokens_read, generator.tokens_drawn
         try:
-            self._send_all(session.generator.advance())
-        except Exception as error:
-            log.exception("a step failed")
-            sentence = "there is not enough memory" if isinstance(error, MemoryError) else _sentence(error)
-            for job_id in session.generator.abandon():
-                self._flush(job_id)
-                self._emit(Failed(job_id, sentence, "the log has the details; try again"))
+            self._send_all(generator.advance())
+        except Exception as error:  # noqa: BLE001  one broken step ends its jobs, not the engine
+            sentence, hint = _explain(error, "a step")
+            for job_id in generator.abandon():
+                self._send_all([Failed(job_id, sentence, hint)])
+        self._rates.stepped(time.perf_counter() - started, generator.tokens_read - read, generator.tokens_drawn - drawn)
+        self._gauge = replace(self._gauge, longest=generator.longest, pages_used=generator.table.used)
 
     def _send_all(self, events: list[Event]) -> None:
+        """Emit ``events``, except that texts wait until the last one of their job is long enough ago, and join meanwhile."""
         for event in events:
             if isinstance(event, Text):
-                self._rates.decoded(event.tokens)
-                self._send_text(event)
+                held = self._texts.get(event.id)
+                joined = event if held is None else replace(held, text=held.text + event.text, tokens=held.tokens + event.tokens)
+                self._texts[event.id] = joined
                 continue
-            if isinstance(event, Prefill):
-                self._rates.prefilled(event)
             if isinstance(event, (Done, Failed)):
                 self._flush(event.id)
                 self._text_sent.pop(event.id, None)
             self._emit(event)
-
-    def _send_text(self, event: Text) -> None:
-        """Join ``event`` to what waits of its job, and let it go if the last one is long enough ago."""
-        held = self._texts.get(event.id)
-        self._texts[event.id] = event if held is None else replace(held, text=held.text + event.text, tokens=held.tokens + event.tokens)
         now = time.monotonic()
-        if now - self._text_sent.get(event.id, 0.0) >= TEXT_INTERVAL:
-            self._text_sent[event.id] = now
-            self._flush(event.id)
+        for job_id in [i for i in self._texts if now - self._text_sent.get(i, 0.0) >= TEXT_INTERVAL]:
+            self._text_sent[job_id] = now
+            self._flush(job_id)
 
     def _flush(self, job_id: str) -> None:
         held = self._texts.pop(job_id, None)
-        if held is not None and (held.text or held.tokens):
+        if held is not None:
             self._emit(held)
 
     # ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,50 +240,60 @@ class Host:
         meters = Meters()
         while not self._quit.is_set():
             started = time.monotonic()
-            devices, session = meters.read(), self._session
-            decode_rate, prefill_rate = self._rates.read()
-            used = total = pages_used = pages_total = 0
-            if session is not None:
-                devices = tuple(self._with_own_share(device, session, i) for i, device in enumerate(devices))
-                used, total = session.generator.longest, session.generator.context
-                pages_used, pages_total = session.generator.table.used, len(session.generator.table.pages)
-            self._emit(Meter(devices, decode_rate, prefill_rate, used, total, pages_used, pages_total))
+            gauge, (decode_rate, prefill_rate) = self._gauge, self._rates.read()
+            devices = tuple(gauge.share(device, i) for i, device in enumerate(meters.read()))
+            self._emit(Meter(devices, decode_rate, prefill_rate, gauge.longest, gauge.context, gauge.pages_used, gauge.pages))
             self._quit.wait(max(METER_INTERVAL - (time.monotonic() - started), 0.1))
 
+
+@dataclass(frozen=True, slots=True)
+class _Gauge:
+    """What the meters' thread says about the session. The engine's thread makes a new one after each step, so none is half-written."""
+
+    longest: int = 0
+    context: int = 0
+    pages_used: int = 0
+    pages: int = 0
+    weights: int = 0  # bytes
+    cache: int = 0  # bytes
+    device: tuple[str, int] = ("", 0)  # type and index
+
     @staticmethod
-    def _with_own_share(device: DeviceMeter, session: Session, index: int) -> DeviceMeter:
-        own = session.runner.model.device
-        here = device.kind == "cpu" if own.type == "cpu" else device.kind != "cpu" and index == (own.index or 0)
-        return replace(device, weights=session.runner.model.nbytes, cache=session.runner.cache.nbytes) if here else device
+    def of(session: Session) -> _Gauge:
+        model, cache = session.runner.model, session.runner.cache
+        device = (model.device.type, model.device.index or 0)
+        return _Gauge(0, session.generator.context, 0, cache.pages, model.nbytes, cache.nbytes, device)
+
+    def share(self, meter: DeviceMeter, index: int) -> DeviceMeter:
+        """``meter``, the ``index``-th, with this program's part of its memory if the model is there."""
+        here = meter.kind == "cpu" if self.device[0] == "cpu" else meter.kind != "cpu" and index == self.device[1]
+        return replace(meter, weights=self.weights, cache=self.cache) if here and self.device[0] else meter
 
 
 class _Rates:
-    """Tokens per second of the last stretch of decoding and of the last prefill. Written by the engine's thread, read by the meters'."""
+    """Tokens per second of engine time, since they were last read. Written by the engine's thread, read by the meters'."""
 
     def __init__(self) -> None:
-        self._tokens = 0
-        self._since = time.monotonic()
-        self._prefill_start: dict[str, tuple[float, int]] = {}
-        self._prefill: float | None = None
+        self._lock = threading.Lock()
+        self._read = self._reading = self._drawn = self._drawing = 0.0  # tokens and seconds
 
-    def decoded(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def prefilled(self, event: Prefill) -> None:
-        now = time.monotonic()
-        if event.done == event.cached:
-            self._prefill_start[event.id] = (now, event.done)
-        elif event.id in self._prefill_start:
-            started, cached = self._prefill_start[event.id]
-            self._prefill = (event.done - cached) / max(now - started, 1e-6)
-            if event.done == event.total:
-                del self._prefill_start[event.id]
+    def stepped(self, seconds: float, read: int, drawn: int) -> None:
+        """A step read ``read`` prompt tokens and drew ``drawn`` ones. A step that did both counts for reading only."""
+        with self._lock:
+            if read:
+                self._read += read
+                self._reading += seconds
+            elif drawn:
+                self._drawn += drawn
+                self._drawing += seconds
 
     def read(self) -> tuple[float | None, float | None]:
-        now = time.monotonic()
-        tokens, span = self._tokens, now - self._since
-        self._tokens, self._since = 0, now
-        return (tokens / span if tokens and span > 0 else None), self._prefill
+        """Decode and prefill rate; None where nothing happened."""
+        with self._lock:
+            decode = self._drawn / self._drawing if self._drawing else None
+            prefill = self._read / self._reading if self._reading else None
+            self._read = self._reading = self._drawn = self._drawing = 0.0
+        return decode, prefill
 
 
 def _host_up() -> HostUp:
@@ -295,6 +306,28 @@ def _host_up() -> HostUp:
     return HostUp(torch.__version__, tuple(devices), native=not problem, note=problem)
 
 
-def _sentence(error: Exception) -> str:
+def _log_to_file() -> None:
+    """Tracebacks go to the log file, since the screen belongs to the app. Without one (a full disk, no right to write) they are lost."""
+    root = logging.getLogger("exltui")
+    if root.handlers:
+        return
+    handler: logging.Handler = logging.NullHandler()
+    with contextlib.suppress(OSError):
+        paths.log_file().parent.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(paths.log_file(), maxBytes=1 << 20, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.propagate = False
+
+
+def _explain(error: Exception, where: str) -> tuple[str, str]:
+    """A sentence and a hint for the user. What was not raised on purpose leaves its traceback in the log."""
+    if isinstance(error, ExltuiError):
+        return str(error), error.hint
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        log.warning("%s: out of memory: %s", where, error)
+        return "there is not enough memory", "load with a shorter --length or a smaller --cache, or take a smaller model"
+    log.error("%s failed", where, exc_info=error)
     first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0][:300]}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first[0][:300]}" if first else type(error).__name__, "the log has the details; exltui doctor names it"

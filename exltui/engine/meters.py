@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -108,6 +109,7 @@ def _memory() -> tuple[int | None, int | None]:
     return sizes.get("MemTotal"), sizes.get("MemAvailable")
 
 
+@functools.cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

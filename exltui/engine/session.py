@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,10 @@ class Session:
     tokenizer: Tokenizer
 
     def close(self) -> None:
-        """Let go of weights and cache; a GPU's memory goes back to the driver."""
+        """Let go of weights and cache; a GPU's memory goes back to the driver. The session must not be used any more."""
         on_gpu = self.runner.model.device.type == "cuda"
         del self.runner, self.generator
+        gc.collect()  # what refers to itself holds memory until then
         if on_gpu:
             torch.cuda.empty_cache()
 

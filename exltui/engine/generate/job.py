@@ -12,9 +12,13 @@ from exltui.engine.run.pages import ROOT
 from exltui.protocol import JobSpec, Stats
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """``tokens`` are prompt and reply; the keys and values of the first ``computed`` of them are in ``pages``."""
+    """``tokens`` are prompt and reply; the keys and values of the first ``computed`` of them are in ``pages``.
+
+    A job is the same object from submission to its end. When it has to give its pages up for a while, only ``pages``, ``hashes`` and
+    ``computed`` start again; the sampler draws by position and the streamer keeps its text, so nobody can tell.
+    """
 
     spec: JobSpec
     prompt_tokens: int
@@ -26,6 +30,7 @@ class Job:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)  # of the full pages
     computed: int = 0
+    goal: int = 0  # tokens to read before the next draw: what there was when the job was admitted
     cached: int = 0
     started: float = 0.0
     first_token: float = 0.0
@@ -41,8 +46,9 @@ class Job:
         return len(self.tokens) - self.computed
 
     @property
-    def prefilling(self) -> bool:
-        return self.computed < self.prompt_tokens
+    def reading(self) -> bool:
+        """Whether it still takes in what was there when it was admitted; otherwise it decodes."""
+        return self.computed < self.goal
 
     @property
     def previous_hash(self) -> bytes:

@@ -54,37 +54,53 @@ class Sampler:
         validate(sampling)
         self.sampling = sampling
         self.seed = new_seed() if sampling.seed is None else sampling.seed
-
-    @property
-    def greedy(self) -> bool:
-        return self.sampling.temperature < COLDEST or self.sampling.top_k == 1
-
-    @property
-    def penalises(self) -> bool:
-        s = self.sampling
-        some = s.token_repetition_penalty != 1.0 or bool(s.token_presence_penalty) or bool(s.token_frequency_penalty)
-        return some and s.token_repetition_range != 0
+        self.greedy = sampling.temperature < COLDEST or sampling.top_k == 1
+        penalises = sampling.token_repetition_penalty != 1.0 or sampling.token_presence_penalty or sampling.token_frequency_penalty
+        self._occurrences = Occurrences(sampling.token_repetition_range) if penalises else None
 
     def params(self, history: list[int], position: int) -> SampleParams:
         """For the token at ``position``, after the ids of ``history`` (prompt and reply)."""
         s = self.sampling
-        seen = counts = None
-        if self.penalises:
-            window = history if s.token_repetition_range < 0 else history[-s.token_repetition_range :]
-            seen, occurrences = torch.unique(torch.tensor(window, dtype=torch.int64), return_counts=True)
-            counts = occurrences.float()
+        seen, counts = self._occurrences.of(history) if self._occurrences else (None, None)
         return SampleParams(
-            0.0 if self.greedy else s.temperature,
-            s.top_k,
-            s.top_p,
-            s.min_p,
-            s.token_repetition_penalty,
-            s.token_presence_penalty,
-            s.token_frequency_penalty,
-            seen,
-            counts,
-            0.0 if self.greedy else uniform(self.seed, position),
+            temperature=0.0 if self.greedy else s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            repetition=s.token_repetition_penalty,
+            presence=s.token_presence_penalty,
+            frequency=s.token_frequency_penalty,
+            seen=seen,
+            counts=counts,
+            point=0.0 if self.greedy else uniform(self.seed, position),
         )
+
+
+class Occurrences:
+    """How often each token occurs among the last ``window`` of a history (of all, if negative). Counts only what is new since last time."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._counts = np.zeros(0, dtype=np.float32)  # by token id
+        self._counted: list[int] = []
+        self._start = 0  # counts are of _counted[_start:]
+
+    def of(self, history: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct token ids [m] i64 and their counts [m] f32."""
+        if history[: len(self._counted)] != self._counted:  # it was rewound
+            self._counts[:] = 0
+            self._counted, self._start = [], 0
+        new = history[len(self._counted) :]
+        highest = max(new, default=0)
+        if highest >= len(self._counts):
+            self._counts = np.concatenate([self._counts, np.zeros(highest + 1 - len(self._counts), dtype=np.float32)])
+        np.add.at(self._counts, np.array(new, dtype=np.int64), 1.0)
+        self._counted += new
+        start = max(len(history) - self._window, 0) if self._window >= 0 else 0
+        np.subtract.at(self._counts, np.array(self._counted[self._start : start], dtype=np.int64), 1.0)
+        self._start = start
+        seen = np.flatnonzero(self._counts)
+        return torch.from_numpy(seen), torch.from_numpy(self._counts[seen])
 
 
 def uniform(seed: int, position: int) -> float:

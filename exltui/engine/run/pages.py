@@ -102,8 +102,8 @@ class PageTable:
         """One more page, or None if all are in use."""
         return self._fresh() if self._idle else None
 
-    def filled(self, index: int, previous: bytes, tokens: Sequence[int]) -> bytes | None:
-        """Say that page ``index``, which one sequence owns, now holds ``tokens`` -> its hash if it is full."""
+    def filled(self, index: int, previous: bytes, tokens: Sequence[int]) -> bytes:
+        """Say that page ``index``, which one sequence owns, now holds ``tokens`` -> its hash if it is full, else ``ROOT``."""
         page = self.pages[index]
         if page.hash is not None:
             return page.hash
@@ -118,7 +118,7 @@ class PageTable:
                 page.hash = here
                 self._full[here] = index
             return here
-        return None
+        return ROOT
 
     def release(self, indices: Sequence[int]) -> None:
         """The sequence that took ``indices`` is done with them. Its first pages are forgotten last, since more can begin with them."""
