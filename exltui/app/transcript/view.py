@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
+from rich.cells import cell_len
 from rich.segment import Segment
+from textual import events
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
+from textual.selection import Selection
 from textual.strip import Strip
+from textual.timer import Timer
+from textual.widget import Widget
 
+from exltui import paths
+from exltui.app.transcript import palette as looks
 from exltui.app.transcript.entry import Entry, State
+from exltui.app.transcript.item import Item
+from exltui.app.transcript.palette import Palette
+from exltui.app.transcript.repaint import changed_cells
+from exltui.app.transcript.wrap import Line
+
+FRAMES = 10  # a second while text arrives
+FRAMES_REMOTE = 8  # the same over SSH
+KEPT_ROWS = 6000  # rows whose drawing is kept; those of entries far from the view are drawn again when they come near
 
 
 class Transcript(ScrollView, can_focus=True):
     """The conversation. Text is fed as it arrives; the widget collects it and repaints what changed, ten times a second.
 
     ``current`` is the id of the message under the message cursor, None when there is no cursor.
+    Rows of entries that were never near the view are estimated; they are measured when they come near, and the view stays where it is.
     """
+
+    COMPONENT_CLASSES = looks.COMPONENTS
+    DEFAULT_CSS = (
+        "Transcript { overflow-y: scroll; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }\n"
+        + looks.DEFAULT_CSS
+    )
 
     @dataclass
     class Selected(Message):
@@ -26,34 +52,67 @@ class Transcript(ScrollView, can_focus=True):
 
     def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(name=name, id=id, classes=classes)
-        self._entries: list[Entry] = []
         self.current: str | None = None
+        self._items: list[Item] = []
+        self._index: dict[str, int] = {}
+        self._drawn: dict[str, Item] = {}  # those whose rows are at hand
+        self._tops: list[int] = [0]  # first row of each item, and behind the last one the number of rows
+        self._palette: Palette | None = None
+        self._following = True
+        self._moving = False  # the scroll position is being changed by this class, not by a person
+        self._grown: set[str] = set()  # ids with text that is not drawn yet
+        self._timer: Timer | None = None
+        self._laid_out = 0  # the width that rows are measured for
+
+    # ── what the app calls ──
 
     def show(self, entries: list[Entry]) -> None:
         """Show these entries instead of what is there, at their end."""
-        self._entries = list(entries)
-        self.refresh()
+        self._items = [Item(entry) for entry in entries]
+        self._index = {entry.id: index for index, entry in enumerate(entries)}
+        self._grown.clear()
+        self._drawn.clear()
+        self._following = True
+        if self.current not in self._index:
+            self._set_current(None)
+        self._lay_out()
 
     def add(self, entry: Entry) -> None:
         """Put one entry at the end. An entry in state ``streaming`` takes ``feed`` until ``finish``."""
-        self._entries.append(entry)
-        self.refresh()
+        self._index[entry.id] = len(self._items)
+        self._items.append(Item(entry))
+        if self._laid_out:
+            top = self._tops[-1]
+            self._tops.append(top + self._draw(len(self._items) - 1))
+            self._refresh_rows(top, self._tops[-1] - top)
+            self._keep_end()
 
     def feed(self, id: str, text: str) -> None:
-        """Append ``text`` to an entry. It is drawn within a tenth of a second."""
-        self._find(id).text += text
-        self.refresh()
+        """Append ``text`` to an entry; it is drawn with the next frame. An id that is not shown (any more) is passed over."""
+        if id in self._index and text:
+            self._items[self._index[id]].push(text)
+            self._grown.add(id)
+            if self._timer is not None:
+                self._timer.resume()
 
     def finish(self, id: str, meta: str, state: State = "done", hint: str = "") -> None:
-        """Close a streaming entry: done, stopped or failed."""
-        entry = self._find(id)
-        entry.meta, entry.state, entry.hint = meta, state, hint
-        self.refresh()
+        """Close a streaming entry: done, stopped or failed (then ``hint`` says why, on a card below the text)."""
+        if id in self._index:
+            item = self._items[self._index[id]]
+            item.entry.meta, item.entry.state, item.entry.hint = meta, state, hint
+            item.close()
+            self._grown.discard(id)
+            if self._laid_out:
+                self._grow(self._index[id])
+                self._refresh_rows(self._tops[self._index[id]], 1)
 
     def set_meta(self, id: str, meta: str) -> None:
         """Replace what stands at the right end of an entry's first line."""
-        self._find(id).meta = meta
-        self.refresh()
+        if id in self._index and (item := self._items[self._index[id]]).entry.meta != meta:
+            item.entry.meta = meta
+            if item.drawn:
+                item.reframe()
+                self._refresh_rows(self._tops[self._index[id]], 1)
 
     def clear(self) -> None:
         """Show nothing."""
@@ -61,30 +120,343 @@ class Transcript(ScrollView, can_focus=True):
 
     def text(self, id: str) -> str:
         """The text of an entry as it was given."""
-        return self._find(id).text
+        return self._items[self._index[id]].entry.text
 
     def code_blocks(self, id: str) -> list[str]:
         """The contents of the code blocks of an entry, in the order of their numbers (the first is number 1)."""
-        return []
+        return self._items[self._index[id]].code_blocks()
 
     def move_cursor(self, step: int) -> str | None:
         """Move the message cursor ``step`` messages down (negative: up). The new id; None once it leaves below the last."""
+        ids = [item.entry.id for item in self._items if item.is_message]
+        at = ids.index(self.current) if self.current in ids else len(ids)
+        at = max(0, at + step)
+        self.select(ids[at] if at < len(ids) else None)
+        if self.current is None:
+            self.follow()
         return self.current
 
     def select(self, id: str | None) -> None:
         """Put the message cursor on an entry and bring it into view; None takes the cursor away."""
-        self.current = id
+        self._set_current(id if id in self._index else None)
+        if self.current is not None:
+            self._reveal(self._index[self.current])
 
     @property
     def following(self) -> bool:
         """Whether the view keeps to the end of the conversation while it grows."""
-        return True
+        return self._following
 
     def follow(self) -> None:
         """Go to the end and stay there."""
+        self._following = True
+        self._move_to_end()
 
-    def _find(self, id: str) -> Entry:
-        return next(entry for entry in self._entries if entry.id == id)
+    # ── layout: rows, and where the view stands among them ──
+
+    def on_mount(self) -> None:
+        rate = FRAMES_REMOTE if paths.environment("SSH_CONNECTION") else FRAMES
+        self._timer = self.set_interval(1 / rate, self._draw_grown, pause=True)
+
+    def on_resize(self) -> None:
+        if self.size.width != self._laid_out:
+            self._lay_out()
+        elif self._following:
+            self._move_to_end()
+        else:
+            self._move_to(self.scroll_offset.y)
+
+    def notify_style_update(self) -> None:
+        """The theme or a style sheet changed: what is in view is drawn anew, the rest when it comes into view."""
+        super().notify_style_update()
+        if self._palette is not None and (new := Palette.of(self)) != self._palette:
+            self._palette = new
+            self._measure(self.scroll_offset.y)
+            self.refresh()
+
+    def _looks(self) -> Palette:
+        if self._palette is None:
+            self._palette = Palette.of(self)
+        return self._palette
+
+    def _lay_out(self) -> None:
+        """Estimate everything for the width that there is, keeping what is at the top of the view there."""
+        width = self.size.width
+        if not width or not self.size.height:
+            return
+        at = self._item_at(self.scroll_offset.y)
+        share = self._share(at, self.scroll_offset.y)
+        self._laid_out = width
+        for index, item in enumerate(self._items):
+            item.estimate(width)
+            if item.entry.state == "streaming":
+                self._draw(index)
+        self._count()
+        if self._following or at >= len(self._items):
+            self._move_to_end()
+        else:
+            self._draw(at)
+            self._count(at)
+            self._move_to(self._tops[at] + round(share * self._items[at].height))
+        self.refresh()
+
+    def _item_at(self, row: int) -> int:
+        """The index of the item at a row; of the last one for rows below it."""
+        return max(0, min(len(self._items), bisect_right(self._tops, row)) - 1)
+
+    def _share(self, index: int, row: int) -> float:
+        """How far down in an item a row is, from 0 to 1."""
+        return (row - self._tops[index]) / max(1, self._items[index].height) if index < len(self._tops) - 1 else 0.0
+
+    def _count(self, first: int = 0) -> None:
+        """Sum up the heights from item ``first`` on."""
+        del self._tops[first + 1 :]
+        top = self._tops[-1]
+        for item in self._items[first:]:
+            top += item.height
+            self._tops.append(top)
+
+    def _draw(self, index: int) -> int:
+        """Draw one item if it is not; its height."""
+        item = self._items[index]
+        item.draw(self._laid_out, self._looks())
+        self._drawn[item.entry.id] = item
+        return item.height
+
+    def _measure(self, row: int) -> int:
+        """Draw all items within a page of a view that starts at ``row``; the row that then holds what ``row`` held."""
+        if not self._laid_out or not self._items:
+            return row
+        page = self.size.height
+        anchor = self._item_at(row)
+        share = self._share(anchor, row)
+        below = self._draw(anchor)
+        offset = round(share * below) if share < 1 else row - self._tops[anchor]
+        last, first, above = anchor, anchor, 0
+        while last + 1 < len(self._items) and below < offset + 2 * page:
+            last += 1
+            below += self._draw(last)
+        while first > 0 and above < page:
+            first -= 1
+            above += self._draw(first)
+        self._count(first)
+        self._forget_far(first, last)
+        return max(0, self._tops[anchor] + offset)
+
+    def _forget_far(self, first: int, last: int) -> None:
+        """Give back the memory of rows outside of items ``first`` to ``last`` once there are many."""
+        if sum(item.height for item in self._drawn.values()) <= KEPT_ROWS:
+            return
+        near = {item.entry.id for item in self._items[first : last + 1]}
+        for id, item in list(self._drawn.items()):
+            if id not in near and item.entry.state != "streaming":
+                item.forget()
+                del self._drawn[id]
+
+    def _move_to(self, row: int) -> None:
+        """Put ``row`` at the top of the view, as far as there is something to see."""
+        row = self._measure(max(0, row))
+        self._place(row)
+
+    def _move_to_end(self) -> None:
+        """Put the last row at the bottom of the view. Measuring can change where that is, so it is looked at again."""
+        page = self.size.height
+        for _ in range(8):
+            end = max(0, self._tops[-1] - page)
+            self._measure(end)
+            if end == max(0, self._tops[-1] - page):
+                break
+        self._place(max(0, self._tops[-1] - page))
+
+    def _place(self, row: int) -> None:
+        """Set the scroll position and the range of the scroll bar, without a layout of the screen."""
+        extent = max(self._tops[-1], row + self.size.height)
+        if extent != self.virtual_size.height or self.virtual_size.width != self.size.width:
+            self.set_reactive(Widget.virtual_size, Size(self.size.width, extent))
+            self.vertical_scrollbar.window_virtual_size = extent
+            self.vertical_scrollbar.window_size = self.size.height
+        self._moving = True
+        try:
+            self.scroll_y = self.scroll_target_y = row
+        finally:
+            self._moving = False
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Follow the end or stop following it as a person scrolls, and measure what comes into view."""
+        super().watch_scroll_y(old_value, new_value)
+        old, new = round(old_value), round(new_value)
+        if self._moving or old == new:
+            return
+        self._following = new > old and new + self.size.height >= self._tops[-1]
+        heights = self._tops[-1]
+        row = self._measure(new)
+        if row != new or self._tops[-1] != heights:
+            self._place(row)
+            self.refresh()
+
+    def scroll_to(self, x: float | None = None, y: float | None = None, **options: Any) -> None:
+        """Scroll without animation: each step of one would repaint the whole pane."""
+        super().scroll_to(x, y, **{**options, "animate": False})
+
+    def scroll_end(self, **_: Any) -> None:
+        """Go to the end and follow it."""
+        self.follow()
+
+    def _keep_end(self) -> None:
+        """When the end has left the view below while following, turn a page: the end then stands at half height."""
+        page = self.size.height
+        if not self._following:
+            if self._tops[-1] > self.virtual_size.height:
+                self._extend()
+        elif self._tops[-1] > self.scroll_offset.y + page:
+            grows = any(item.entry.state == "streaming" for item in self._drawn.values())
+            if grows:
+                self._move_to(self._tops[-1] - (page + 1) // 2)
+            else:
+                self._move_to_end()
+
+    def _extend(self) -> None:
+        """Let the scroll bar reach half a page further than there are rows, so that it need not move with every row."""
+        self.set_reactive(Widget.virtual_size, Size(self.size.width, self._tops[-1] + self.size.height // 2))
+        self.vertical_scrollbar.window_virtual_size = self.virtual_size.height
+
+    # ── drawing ──
+
+    def _draw_grown(self) -> None:
+        """Draw what was fed since the last frame. The timer stops by itself when there is nothing."""
+        if not self._grown and self._timer is not None:
+            self._timer.pause()
+        grown, self._grown = self._grown, set()
+        if self._laid_out:
+            for id in grown:
+                self._grow(self._index[id])
+
+    def _grow(self, index: int) -> None:
+        """Draw one item's new text and ask for a repaint of the cells that changed."""
+        item, top, height = self._items[index], self._tops[index], self._items[index].height
+        if not item.drawn:
+            return
+        change = item.update()
+        row = self.scroll_offset.y
+        for number, (old, new) in enumerate(zip_longest(change.old, change.new)):
+            y = top + change.first + number - row
+            if 0 <= y < self.size.height and (cells := changed_cells(old, new)):
+                self.refresh(Region(cells[0], y, cells[1] - cells[0], 1))
+        grown = item.height - height
+        if grown:
+            self._count(index)
+            if index + 1 < len(self._items):
+                self._refresh_rows(self._tops[index], self._tops[-1])
+                if top + height <= row and not self._following:
+                    self._move_to(row + grown)
+            self._keep_end()
+
+    def _refresh_rows(self, top: int, count: int) -> None:
+        """Ask for a repaint of some rows, as far as they are in view."""
+        region = Region(0, top - self.scroll_offset.y, self.size.width, count).intersection(self.size.region)
+        if region:
+            self.refresh(region)
 
     def render_line(self, y: int) -> Strip:
-        return Strip([Segment(self._entries[y].text.replace("\n", " ") if y < len(self._entries) else "")])
+        """Row ``y`` of the view."""
+        row, width = self.scroll_offset.y + y, self.size.width
+        line = self._row(row)
+        if line is None:
+            return Strip.blank(width)
+        index = self._item_at(row)
+        segments = line.segments
+        if self.current is not None and self._items[index].entry.id == self.current and row < self._tops[index + 1] - 1:
+            segments = (Segment("▌", self._looks()["cursor"]), *_without_first_cell(segments))
+        strip = Strip(segments)
+        selection = self.text_selection
+        if selection is not None and (span := selection.get_span(row)) is not None:
+            strip = self._select_span(strip, *span)
+        return strip.crop_extend(0, width, None).apply_offsets(0, row)
+
+    def _row(self, row: int) -> Line | None:
+        """One row, None below the last. An item that is not drawn (its rows were never near) shows as blank until it is measured."""
+        if not 0 <= row < self._tops[-1]:
+            return None
+        index = self._item_at(row)
+        rows = self._items[index].rows(row - self._tops[index], row - self._tops[index] + 1)
+        return rows[0] if rows else None
+
+    # ── the message cursor ──
+
+    def _set_current(self, id: str | None) -> None:
+        if id == self.current:
+            return
+        for changed in (self.current, id):
+            if changed in self._index and (index := self._index[changed]) < len(self._tops) - 1:
+                top = self._tops[index]
+                region = Region(0, top - self.scroll_offset.y, 1, self._tops[index + 1] - top).intersection(self.size.region)
+                if region:
+                    self.refresh(region)
+        self.current = id
+        self.post_message(self.Selected(id))
+
+    def _reveal(self, index: int) -> None:
+        """Scroll as little as it takes to see an item, its first row above all."""
+        self._move_to(self.scroll_offset.y)
+        top, bottom, page = self._tops[index], self._tops[index + 1], self.size.height
+        row = self.scroll_offset.y
+        if top < row or bottom - top >= page:
+            row = top
+        elif bottom > row + page:
+            row = bottom - page
+        if row != self.scroll_offset.y:
+            self._following = False
+            self._move_to(row)
+
+    def on_click(self, event: events.Click) -> None:
+        """A click on a message puts the message cursor there."""
+        row = self.scroll_offset.y + event.y
+        if self._items and row < self._tops[-1] and self.text_selection is None:
+            item = self._items[self._item_at(row)]
+            self._set_current(item.entry.id if item.is_message else None)
+
+    # ── selection by mouse ──
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self.refresh()
+
+    def _select_span(self, strip: Strip, start: int, end: int) -> Strip:
+        """``strip`` with characters ``start`` to ``end`` (-1: to the end) in the colours of a selection."""
+        text = strip.text
+        end = len(text) if end == -1 else end
+        left, right = cell_len(text[:start]), cell_len(text[:end])
+        if right <= left:
+            return strip
+        style = self.screen.get_component_rich_style("screen--selection")
+        before, chosen, after = strip.divide([left, right, max(right, strip.cell_length)])
+        marked = Strip(Segment.apply_style(chosen, post_style=style), chosen.cell_length)
+        return Strip.join([before, marked, after])
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The selected text as it was written: wrapped lines in one, without indents and bars."""
+        if selection.start is None and selection.end is None:
+            return "\n\n".join(item.entry.text for item in self._items), "\n"
+        first = selection.start.y if selection.start else 0
+        last = min(selection.end.y if selection.end else self._tops[-1] - 1, self._tops[-1] - 1)
+        copied = ""
+        for row in range(first, last + 1):
+            span, index = selection.get_span(row), self._item_at(row)
+            if span is None:
+                continue
+            if not self._items[index].drawn:
+                self._draw(index)
+            line = self._row(row)
+            if line is None:
+                continue
+            text = line.text[: None if span[1] == -1 else span[1]]
+            text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
+            copied += (line.join if row > first else "") + text
+        return copied.strip("\n"), "\n"
+
+
+def _without_first_cell(segments: tuple[Segment, ...]) -> list[Segment]:
+    """A row without the blank in its first column, which every row has."""
+    if not segments:
+        return []
+    first, *rest = segments
+    return [Segment(first.text[1:], first.style), *rest] if len(first.text) > 1 else rest
