@@ -32,8 +32,11 @@ def read_spec(config: Config) -> ArchSpec:
         return FAMILIES[name](config)
     strange = {family: _differences(config, family) for family in FAMILIES}
     nearest = min(strange, key=lambda family: len(strange[family]))
-    differences = f"; beside those of {nearest} its config.json has {', '.join(strange[nearest][:6])}" if strange[nearest] else ""
-    raise ModelError(f"{config.where}: the architecture {name} is not known{differences}", f"exltui runs {', '.join(sorted(FAMILIES))}")
+    others = f" and {', '.join(strange[nearest][:6])}" if strange[nearest] else ""
+    raise ModelError(
+        f"{config.where}: the architecture {name} is not known; its config.json has the settings of {nearest}{others}",
+        f"exltui runs {', '.join(sorted(FAMILIES))}",
+    )
 
 
 def _differences(config: Config, family: str) -> list[str]:
