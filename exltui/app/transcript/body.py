@@ -38,6 +38,7 @@ class Part:
     lines: list[Line] = field(default_factory=list)
     fixed: int = 0
     codes: int = 0  # code blocks up to and with this piece
+    ends_in_code: bool = False
     highlighter: Highlighter | None = None
     taken: int = 0  # lines of code that the highlighter has
     coloured: int = 0  # of its settled lines, how many are drawn
@@ -127,12 +128,10 @@ class Body:
         return found
 
     def _part(self, piece: Piece) -> Part:
-        before = self._parts[-1].piece if self._parts else None
-        if before is None or before.kind == "heading":
-            gap = 0
-        else:
-            gap = int(piece.gap or piece.kind in _OWN_SPACE or before.kind in _OWN_SPACE)
-        return Part(piece, gap)
+        if not self._parts or self._parts[-1].piece.kind == "heading":
+            return Part(piece, 0)
+        before = self._parts[-1]
+        return Part(piece, int(piece.gap or piece.kind in _OWN_SPACE or before.piece.kind in _OWN_SPACE or before.ends_in_code))
 
     def _redraw(self, index: int, adds: Sequence[str]) -> None:
         """Draw the part anew, or of an open fence what is not settled; ``adds`` are lines that are not decided yet."""
@@ -154,7 +153,7 @@ class Body:
                 source = mend("\n".join(source)).split("\n")
             drawing = Drawing(source, palette, draw_code, codes, part.piece.number)
             lines = draw_markdown(drawing, self._width)
-            part.codes = drawing.codes
+            part.codes, part.ends_in_code = drawing.codes, drawing.ends_in_code
         part.lines = [_BLANK] * part.gap + lines
 
     def _redraw_fence(self, part: Part, adds: Sequence[str], palette: Palette) -> None:

@@ -15,6 +15,7 @@ from exltui.app.transcript.palette import Palette
 from exltui.app.transcript.table import draw_table
 from exltui.app.transcript.wrap import Line, Run, spaces, wrap
 
+_CODE = ("fence", "code_block")
 _BULLETS = "•◦▪"
 _TASKS = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
 NARROWEST = 8  # cells: nesting deeper than this leaves room for stays at one indent
@@ -35,10 +36,14 @@ class Drawing:
     draw_code: DrawCode
     codes: int = 0
     number: int | None = None  # of the first item of a list on the top level
+    ends_in_code: bool = False  # its last line is code
 
     def piece(self, width: int) -> list[Line]:
         """All lines of the piece."""
-        return self._blocks(PARSER.parse("\n".join(self.source)), width)
+        tokens = PARSER.parse("\n".join(self.source))
+        leaves = [token.type for token in tokens if token.nesting == 0]
+        self.ends_in_code = bool(leaves) and leaves[-1] in _CODE
+        return self._blocks(tokens, width)
 
     def _blocks(self, tokens: Sequence[Token], width: int, depth: int = 0) -> list[Line]:
         lines: list[Line] = []
@@ -100,7 +105,7 @@ class Drawing:
             if len(content) > 2 and content[1].content[:4] in _TASKS:
                 marker, content[1].content = _TASKS[content[1].content[:4]].rjust(room), content[1].content[4:]
             body = self._blocks(content, max(NARROWEST, width - room), depth + 1) or [Line(())]
-            if lines and self._gap(item[0], ""):
+            if lines and self._gap(item[0], items[index - 1][-2].type):
                 lines.append(Line(()))
             lines.append(body[0].behind((Segment(marker, self.palette["marker"]),), lead=0))
             lines += [line.behind((spaces(cell_len(marker)),)) for line in body[1:]]

@@ -150,7 +150,8 @@ class Transcript(ScrollView, can_focus=True):
     def follow(self) -> None:
         """Go to the end and stay there."""
         self._following = True
-        self._move_to_end()
+        if self._tops[-1] > self.scroll_offset.y + self.size.height:
+            self._move_to_end()
 
     # ── layout: rows, and where the view stands among them ──
 
