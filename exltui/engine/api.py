@@ -63,13 +63,9 @@ class Engine:
 
     def generate(self, prompt: str | list[int], sampling: Sampling | None = None, **job: Any) -> Completion:
         """The whole completion. Raises ContextError for a prompt that does not fit, SamplingError for a bad setting."""
-        text = []
-        for event in self._events(prompt, sampling, job):
-            if isinstance(event, Text):
-                text.append(event.text)
-            elif isinstance(event, Done):
-                return Completion("".join(text), event.token_ids, event.stats)
-        raise ExltuiError("the generation ended without a result")
+        *texts, done = self._events(prompt, sampling, job)
+        assert isinstance(done, Done)  # it is always the last
+        return Completion("".join(event.text for event in texts if isinstance(event, Text)), done.token_ids, done.stats)
 
     def _events(self, prompt: str | list[int], sampling: Sampling | None, job: dict[str, Any]) -> Iterator[Event]:
         given = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
@@ -78,11 +74,14 @@ class Engine:
         generator.submit(spec)
         inbox = self._inboxes[spec.id] = deque()
         try:
-            while inbox or spec.id in generator.job_ids:
-                if not inbox:
+            event: Event | None = None
+            while not isinstance(event, Done):
+                while not inbox:
+                    if spec.id not in generator.job_ids:
+                        raise ExltuiError("this stream was ended by a step that failed while another one was read")
                     self._step()
-                while inbox:
-                    yield inbox.popleft()
+                event = inbox.popleft()
+                yield event
         finally:
             generator.cancel(spec.id)  # the caller may have stopped listening
             del self._inboxes[spec.id]

@@ -1,0 +1,121 @@
+"""A language model small enough to check every token of a generator by hand.
+
+The cache of the toy keeps the tokens themselves. Logits are a function of all tokens up to a position, read through the page table, so
+a wrong page, a stale row or a copy that is too short gives other tokens than ``expected`` finds without any cache.
+"""
+
+from __future__ import annotations
+
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from exltui.engine.generate.generator import Generator
+from exltui.engine.generate.sampling import Sampler
+from exltui.engine.ops.sample import sample, sample_cpu
+from exltui.engine.run import pages, step
+from exltui.engine.run.step import Step
+from exltui.protocol import JobSpec
+
+VOCABULARY = 16
+EOS = 0
+LETTERS = "§abcdefghijklmno"
+
+
+def toy_logits(tokens: list[int]) -> np.ndarray:
+    """[16] f32, different for every sequence of tokens; the end is unlikely."""
+    seed = zlib.crc32(np.array(tokens, dtype=np.int32).tobytes())
+    values = np.random.default_rng(seed).normal(size=VOCABULARY).astype(np.float32) * 2
+    values[EOS] -= 4
+    return values
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(LETTERS[i] for i in ids)
+
+
+class ToyCache:
+    def __init__(self, count: int) -> None:
+        self.pages = count
+        self.nbytes = count
+        self.rows = np.full((count, pages.PAGE), -1, dtype=np.int32)
+
+    def copy_page(self, source: int, target: int, tokens: int) -> None:
+        self.rows[target, :tokens] = self.rows[source, :tokens]
+
+
+class ToyRunner:
+    """Counts its steps; ``fail`` makes the next one raise; ``largest`` is the most tokens a step had."""
+
+    def __init__(self, count: int) -> None:
+        self.cache = ToyCache(count)
+        ops = SimpleNamespace(sample=sample_cpu)
+        self.model = SimpleNamespace(device=torch.device("cpu"), spec=SimpleNamespace(vocab=VOCABULARY), ops=ops, nbytes=1)
+        self.steps = 0
+        self.largest = 0
+        self.fail: Exception | None = None
+
+    def step(self, packet: Step) -> torch.Tensor:
+        self.steps += 1
+        self.largest = max(self.largest, len(packet.tokens))
+        if self.fail is not None:
+            error, self.fail = self.fail, None
+            raise error
+        batch, size = packet.batch, pages.PAGE
+        starts, rows = batch.query_start.tolist(), set(packet.logit_rows.tolist())
+        logits = []
+        for i, length in enumerate(batch.lengths.tolist()):
+            table = batch.page_table[i].tolist()
+            for row in range(starts[i], starts[i + 1]):
+                slot, position = int(batch.slots[row]), int(batch.positions[row])
+                assert slot == table[position // size] * size + position % size
+                self.cache.rows[slot // size, slot % size] = int(packet.tokens[row])
+            flat = self.cache.rows[table].reshape(-1)
+            for row in range(starts[i], starts[i + 1]):
+                if row in rows:
+                    seen = flat[: int(batch.positions[row]) + 1].tolist()
+                    assert -1 not in seen, "a row was read that nobody wrote"
+                    logits.append(toy_logits(seen))
+            assert length == int(batch.positions[starts[i + 1] - 1]) + 1
+        return torch.from_numpy(np.array(logits, dtype=np.float32).reshape(-1, VOCABULARY))
+
+
+def toy_tokenizer() -> SimpleNamespace:
+    def encode(text: str, *, parse_special: bool = True, add_bos: bool = False) -> list[int]:
+        return [LETTERS.index(letter) for letter in text]
+
+    return SimpleNamespace(eos_ids=frozenset({EOS}), adds_bos=False, encode=encode, decode=decode)
+
+
+def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7) -> Generator:
+    return Generator(ToyRunner(count), toy_tokenizer(), context, chunk)  # type: ignore[arg-type]
+
+
+def small_pages(patch, size: int) -> None:
+    """Pages of ``size`` tokens, so that short sequences cross many of them."""
+    from exltui.engine.generate import generator, job
+
+    for module in (generator, job, pages, step):
+        patch.setattr(module, "PAGE", size)
+
+
+def expected(spec: JobSpec, context: int) -> tuple[list[int], str]:
+    """The reply to ``spec`` and its stop reason, computed one token at a time without a cache."""
+    sampler = Sampler(spec.sampling)
+    prompt = list(spec.prompt_ids) if spec.prompt_ids is not None else [LETTERS.index(c) for c in spec.prompt or ""]
+    tokens = list(prompt)
+    while True:
+        logits = torch.from_numpy(toy_logits(tokens))[None]
+        token = int(sample(logits, [sampler.params(tokens, len(tokens))]))
+        if token == EOS or token in spec.stop_token_ids:
+            return tokens[len(prompt) :], "stop_token"
+        tokens.append(token)
+        reply = tokens[len(prompt) :]
+        if any(stop in decode(reply) for stop in spec.stop_strings):
+            return reply, "stop_string"
+        if spec.max_new_tokens is not None and len(reply) >= spec.max_new_tokens:
+            return reply, "max_new_tokens"
+        if len(tokens) >= context:
+            return reply, "context_full"
