@@ -30,7 +30,7 @@ class Step:
 
     @staticmethod
     def build(sequences: Many[Sequence], device: torch.device) -> Step:
-        """Lay the sequences side by side. Logit rows come in the order of the sequences."""
+        """Lay the sequences side by side. Logit rows come in the order of the sequences. All numbers travel in one copy."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -47,8 +47,10 @@ class Step:
             starts.append(len(tokens))
             lengths.append(sequence.start + count)
         width = max(-(-length // PAGE) for length in lengths)
-        table = [[*sequence.pages[:width], *[0] * (width - len(sequence.pages))] for sequence in sequences]
-        numbers = [torch.tensor(values, dtype=torch.int32, device=device) for values in (tokens, positions, slots, starts, lengths)]
-        page_table = torch.tensor(table, dtype=torch.int32, device=device)
-        batch = Batch(numbers[1], numbers[2], numbers[3], numbers[4], page_table)
-        return Step(numbers[0], batch, torch.tensor(rows, dtype=torch.int64, device=device))
+        table: list[int] = []
+        for sequence in sequences:
+            table.extend([*sequence.pages[:width], *[0] * (width - len(sequence.pages))])
+        parts = (tokens, positions, slots, starts, lengths, table, rows)
+        packet = torch.tensor([number for part in parts for number in part], dtype=torch.int32).to(device)
+        ids, at, places, begins, ends, pages_of, wanted = packet.split([len(part) for part in parts])
+        return Step(ids, Batch(at, places, begins, ends, pages_of.view(-1, width)), wanted.long())
