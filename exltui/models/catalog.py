@@ -1,0 +1,199 @@
+"""The models on this machine: what each directory holds, read off its JSON files and tensor headers. No weight is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exltui.checkpoint import TensorInfo, read_checkpoint
+from exltui.errors import CheckpointError, ModelError
+from exltui.text import one_line
+
+PARTIAL = ".partial"  # the ending of directories that are still being written
+MARKS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+CONTEXT_KEYS = ("max_sequence_length", "model_max_length", "max_position_embeddings", "max_seq_len", "n_positions")
+PLAIN = {"F16": "f16", "BF16": "bf16", "F32": "f32"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model directory. ``problem`` is one sentence on why it cannot be loaded, or None; the figures are then what could be found."""
+
+    name: str  # the directory's name, below a models folder its relative path
+    path: Path
+    architecture: str = ""
+    format: str = ""  # "f16", "bf16", "f32", "exl2", "gptq"
+    bpw: float | None = None  # bits of a linear weight, on average over the layers
+    size: int = 0  # bytes of all its files
+    context: int | None = None  # tokens that it was trained for
+    parameters: int | None = None
+    has_template: bool = False
+    problem: str | None = None
+
+
+_known: dict[Path, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}  # by directory: its files when it was read, and what it is
+
+
+def find_models(folders: Sequence[Path]) -> list[ModelInfo]:
+    """The models in ``folders``, sorted by name. A model is a directory in one of them, or one level further down. Broken ones are listed
+    too, with what is wrong. Folders that do not exist hold none; the first of two models of one name is the one that is meant.
+    """
+    found: dict[str, ModelInfo] = {}
+    for folder in folders:
+        for name, path in _directories(folder):
+            if name not in found:
+                found[name] = read_model(path, name)
+    return sorted(found.values(), key=lambda info: info.name.lower())
+
+
+def resolve(name: str, folders: Sequence[Path]) -> Path:
+    """The directory of a model that is named as ``find_models`` names it, as the hub does (OWNER/REPO), or by its path.
+
+    Raises ModelError that says which models there are.
+    """
+    candidates = [folder / part for folder in folders for part in (name, directory_name(name)) if name and ".." not in Path(name).parts]
+    for path in [*candidates, Path(name).expanduser()]:
+        if name and path.is_dir() and path not in folders:
+            return path
+    names = [info.name for info in find_models(folders)]
+    folded = [other for other in names if other.lower() == name.lower()]
+    if len(folded) == 1:
+        return resolve(folded[0], folders)
+    if not names:
+        where = " or ".join(str(folder) for folder in folders)
+        raise ModelError(f"there is no model {name!r}: no models in {where}", "exltui models get smollm2-135m fetches a small one")
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    raise ModelError(
+        f"there is no model {name!r}; there are {', '.join(one_line(other) for other in names[:8])}{more}",
+        "exltui models get NAME fetches one; a directory can be given by its path",
+    )
+
+
+def directory_name(name: str) -> str:
+    """``OWNER/REPO@REVISION`` -> ``OWNER_REPO_REVISION``."""
+    return name.replace("/", "_").replace("@", "_")
+
+
+def read_model(path: Path, name: str = "") -> ModelInfo:
+    """What the directory ``path`` holds. Never raises an ExltuiError: what is wrong stands in ``problem``."""
+    name = name or path.name
+    try:
+        facts = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
+        stamp = tuple((file_name, fact.st_size, fact.st_mtime_ns) for file_name, fact in facts)
+    except OSError as error:
+        return ModelInfo(name, path, problem=f"{name}: cannot be read: {error.strerror or error}")
+    known = _known.get(path)
+    if known is None or known[0] != stamp or known[1].name != name:
+        known = (stamp, _read(path, name, sum(size for _, size, _ in stamp)))
+        _known[path] = known
+    return known[1]
+
+
+def _directories(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name, path) of what look like models in ``folder``; the folder itself counts if it is one."""
+    if _looks_like_model(folder):
+        yield folder.name, folder
+        return
+    for path in _subdirectories(folder):
+        if _looks_like_model(path):
+            yield path.name, path
+        else:
+            yield from ((f"{path.name}/{below.name}", below) for below in _subdirectories(path) if _looks_like_model(below))
+
+
+def _subdirectories(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not p.name.endswith(PARTIAL))
+    except OSError:
+        return []
+
+
+def _looks_like_model(path: Path) -> bool:
+    try:
+        names = [file.name for file in path.iterdir()]
+    except OSError:
+        return False
+    return any(name in MARKS or name.endswith((".safetensors", ".gguf")) for name in names)
+
+
+def _read(path: Path, name: str, size: int) -> ModelInfo:
+    config: dict[str, Any] = {}
+    try:
+        config = _config(path, name)
+        if not (path / "tokenizer.json").is_file():
+            raise ModelError(f"{name}: there is no tokenizer.json")
+        tensors = read_checkpoint(path)
+        kind, bpw, parameters = _figures(config, tensors)
+        problem = None
+    except (ModelError, CheckpointError) as error:
+        kind, bpw, parameters, problem = "", None, None, one_line(str(error))
+    architectures = config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    if problem is None and not architecture:
+        problem = f"{name}: config.json names no architecture"
+    return ModelInfo(name, path, architecture, kind, bpw, size, _context(config), parameters, _has_template(path), problem)
+
+
+def _config(path: Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{name}: there is no config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: config.json cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{name}: config.json does not hold a JSON object")
+    return values
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    inner = config.get("text_config")
+    for values in (config, inner if isinstance(inner, dict) else {}):
+        for key in CONTEXT_KEYS:
+            value = values.get(key)
+            if isinstance(value, (int, float)) and value > 0:
+                return int(value)
+    return None
+
+
+def _has_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file():
+        return True
+    try:
+        values = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and bool(values.get("chat_template"))
+
+
+def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[str, float | None, int]:
+    """(format, bits per weight of the layers, parameters). A tied head that a quantised file holds as a copy is no parameter."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        module, _, part = name.rpartition(".")
+        modules.setdefault(module, {})[part] = info
+    kinds, layer_bits, layer_weights, parameters = set(), 0, 0, 0
+    for module, parts in modules.items():
+        kind, weights = _module(parts)
+        head = module.endswith("lm_head")
+        if not (head and config.get("tie_word_embeddings")):
+            parameters += weights + (parts["bias"].numel if "bias" in parts else 0)
+        if ".layers." in f".{module}" and (kind in ("exl2", "gptq") or len(parts["weight"].shape if "weight" in parts else ()) == 2):
+            kinds.add(kind)
+            layer_bits += 8 * sum(info.nbytes for part, info in parts.items() if part != "bias")
+            layer_weights += weights
+    known = next((kind for kind in ("exl2", "gptq", "f32", "bf16", "f16") if kind in kinds), "")
+    return known, layer_bits / layer_weights if layer_weights else None, parameters
+
+
+def _module(parts: dict[str, TensorInfo]) -> tuple[str, int]:
+    """(format, weights) of one module's tensors."""
+    if "q_weight" in parts and "q_invperm" in parts:
+        return "exl2", parts["q_invperm"].numel * parts["q_weight"].shape[-1]
+    if "qweight" in parts:
+        return "gptq", parts["qweight"].numel * 8
+    weight = parts.get("weight")
+    return (PLAIN.get(weight.dtype, ""), weight.numel) if weight is not None else ("", 0)
