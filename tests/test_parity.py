@@ -10,6 +10,11 @@ import transformers
 from tiny_models import VOCAB, load, make, reference_logits
 
 from exltui.engine.evaluate.logits import logits
+from exltui.engine.model.config import Config
+from exltui.engine.model.decoder import Decoder
+from exltui.engine.model.families import read_spec
+from exltui.engine.model.tensors import Checkpoint
+from exltui.engine.ops import bind
 from exltui.engine.ops.table import nmse
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
@@ -110,6 +115,35 @@ def test_a_quantised_cache_stays_close(bits: tuple[int, int], allowed: float, tm
     error = nmse(logits(model, ids, bits=bits), reference_logits(reference, ids))
     assert error <= allowed
     assert bits == (16, 16) or error > 1e-8, "the cache was not quantised"
+
+
+def test_sixteen_bit_activations_stay_close(tmp_path: Path) -> None:
+    """What a GPU computes, with the references on the CPU: f16 between the ops, f32 within."""
+    reference = make("Qwen3", tmp_path, attention_bias=True)
+    spec = read_spec(Config.read(tmp_path))
+    ops = bind("cpu", native=False)
+    ops.dtype = torch.float16
+    decoder = Decoder(spec, Checkpoint(tmp_path), ops, 128)
+    step, cache = Step.build([Sequence(tokens(100), 0, [0], "all")], ops.device), KVCache(spec, 1, (16, 16), ops.device)
+    got = decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows)
+    assert got.dtype == torch.float32
+    assert 1e-9 < nmse(got, reference_logits(reference, tokens(100))) < 5e-6  # measured: 3e-7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "mistral-window"])
+def test_a_gpu_computes_what_transformers_computes(name: str, native: bool, tmp_path: Path) -> None:
+    family, changes = CASES[name]
+    reference = make(family, tmp_path, **{**changes, "head_dim": 64})
+    spec = read_spec(Config.read(tmp_path))
+    ops = bind("cuda:0", native=native)
+    decoder, cache = Decoder(spec, Checkpoint(tmp_path), ops, 512), KVCache(spec, 2, (16, 16), ops.device)
+    ids, parts = tokens(300), []
+    for start, stop in ((0, 290), (290, 292), (292, 300)):  # a prompt, and what kernels for few rows take
+        step = Step.build([Sequence(ids[start:stop], start, [1, 0], "all")], ops.device)
+        parts.append(decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows).cpu())
+    assert nmse(torch.cat(parts), reference_logits(reference, ids)) < 1e-5  # f16 weights, activations and cache
 
 
 def test_the_starter_model_agrees_on_every_token_of_a_thousand(starter_model: Path) -> None:
