@@ -112,12 +112,12 @@ class SessionStore:
 
         If no word begins so, or if this SQLite has no index of words, messages that hold ``text`` anywhere.
         """
-        words = text.split()
-        if not words:
+        text = text.replace("\0", " ").strip()  # a zero would end the text for SQLite
+        if not text:
             return []
         with self._reading() as db:
             hits = self._titles(db, text, limit)
-            found = self._by_words(db, words, limit) if self._indexed else []
+            found = self._by_words(db, text.split(), limit) if self._indexed else []
             return (hits + (found or self._by_letters(db, text, limit)))[:limit]
 
     # ── writing ──
@@ -131,10 +131,11 @@ class SessionStore:
             db.execute(
                 """INSERT INTO sessions (id, title, system, model, created, updated, head, choices) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                    ON CONFLICT (id) DO UPDATE SET title = excluded.title, system = excluded.system, model = excluded.model,
-                   head = excluded.head, choices = excluded.choices, updated = max(updated, excluded.updated)""",
-                self._header_row(header, self._now() if message else header.created),
+                   head = excluded.head, choices = excluded.choices""",
+                _header_row(header),
             )
             if message is not None:
+                db.execute("UPDATE sessions SET updated = ? WHERE id = ?", (self._now(), header.id))
                 db.execute(
                     """INSERT INTO messages (id, session, parent, place, role, text, created, state, model, note, stats, sampling, owner)
                        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text,
@@ -158,7 +159,7 @@ class SessionStore:
             db.execute(
                 """INSERT INTO sessions (id, title, system, model, created, updated, head, choices) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                    ON CONFLICT (id) DO NOTHING""",
-                self._header_row(header, header.created),
+                _header_row(header),
             )
             db.execute("UPDATE sessions SET draft = ? WHERE id = ?", (_clean(text), header.id))
 
@@ -212,11 +213,6 @@ class SessionStore:
             db.execute("DELETE FROM messages WHERE deleted < ?1 OR session IN (SELECT id FROM sessions WHERE deleted < ?1)", (before,))
             db.execute("DELETE FROM sessions WHERE deleted < ?", (before,))
 
-    def _header_row(self, header: Header, updated: float) -> tuple[Any, ...]:
-        choices = json.dumps(dict(header.choices))
-        texts = (_clean(text) for text in (header.title, header.system, header.model))
-        return (header.id, *texts, header.created, updated, header.head, choices)
-
     def _message_row(self, session: str, m: Message) -> tuple[Any, ...]:
         owner = self._owner if m.state == "streaming" else ""
         figures = (_to_json(m.stats), _to_json(m.sampling))
@@ -242,7 +238,7 @@ class SessionStore:
                    WHERE words MATCH ? AND m.deleted IS NULL AND s.deleted IS NULL
                    ORDER BY s.updated DESC, s.id, m.place DESC LIMIT ?"""
         # Each word quoted (its signs mean nothing then) and open at its end.
-        match = " ".join('"' + word.replace('"', '""').replace("\0", "") + '"*' for word in words)
+        match = " ".join('"' + word.replace('"', '""') + '"*' for word in words)
         return [Hit(*row) for row in db.execute(query, (match, limit))]
 
     def _by_letters(self, db: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
@@ -257,6 +253,12 @@ def _connected(messages: list[Message]) -> list[Message]:
     """``messages`` with those that lost their parent (to damage) made first messages, so that they can still be read."""
     ids = {message.id for message in messages}
     return [m if m.parent is None or m.parent in ids else dataclasses.replace(m, parent=None) for m in messages]
+
+
+def _header_row(header: Header) -> tuple[Any, ...]:
+    choices = json.dumps(dict(header.choices))
+    texts = (_clean(text) for text in (header.title, header.system, header.model))
+    return (header.id, *texts, header.created, header.created, header.head, choices)
 
 
 def _like(text: str) -> str:

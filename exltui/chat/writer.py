@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 from exltui.chat.store import SessionStore
 from exltui.chat.tree import Deletion, Header, Message
@@ -60,7 +61,9 @@ class StoreWriter:
         self._put(("draft", header.id), lambda: self._store.save_draft(header, text), STREAM_SECONDS)
 
     def set_title(self, session: str, title: str) -> None:
-        """Rename a chat that is not open; the title of an open one belongs to its conversation, and ``save`` writes it."""
+        """Rename a chat. If it is open, rename its conversation too, or the next ``save`` writes the old title again."""
+        if session in self._headers:
+            self._headers[session] = replace(self._headers[session], title=title)
         self._put(("title", session), lambda: self._store.set_title(session, title))
 
     def delete(self, session: str) -> None:
