@@ -1,18 +1,43 @@
-"""Which rows have kernels. ``register`` loads the extension of a device, builds it if need be, and enters its functions in the table."""
+"""Loads native kernels when a device is first bound, so that importing the op table compiles nothing."""
 
 from __future__ import annotations
 
-import functools
+from exltui.engine.ops import build
+from exltui.engine.ops.build import Progress
+from exltui.errors import BuildError
+
+_outcomes: dict[str, BuildError | None] = {}
 
 
-@functools.cache
-def register(device_type: str) -> None:
-    """Enter the kernels of ``device_type`` in the op table. Raises BuildError if its extension cannot be built or loaded."""
+def register(device_type: str, progress: Progress | None = None) -> None:
+    """Enter the kernels of ``device_type`` in the op table, building their extension first if need be.
+
+    Raises BuildError if that cannot be done. It is tried once: compiling again would take as long and fail again.
+    """
+    if device_type not in _outcomes:
+        try:
+            _register(device_type, progress)
+            _outcomes[device_type] = None
+        except BuildError as error:
+            _outcomes[device_type] = error
+    failure = _outcomes[device_type]
+    if failure is not None:
+        raise failure
     if device_type == "cpu":
         from exltui.engine.ops import cpu
 
-        cpu.register()
-    elif device_type == "cuda":
+        cpu.configure()  # the thread count may have changed since
+
+
+def _register(device_type: str, progress: Progress | None) -> None:
+    if device_type not in ("cpu", "cuda"):
+        return
+    build.load(device_type, progress)
+    if device_type == "cpu":
+        from exltui.engine.ops import cpu
+
+        cpu.enter()
+    else:
         from exltui.engine.ops import cuda
 
-        cuda.register()
+        cuda.enter()

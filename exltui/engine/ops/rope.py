@@ -50,9 +50,7 @@ def _llama3(turns: Tensor, scaling: RopeScaling) -> Tensor:
     wavelength = 2 * math.pi / turns
     low = scaling.original_context / scaling.low_freq_factor
     high = scaling.original_context / scaling.high_freq_factor
-    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     between = (1 - smooth) * turns / scaling.factor + smooth * turns
     return torch.where(wavelength > low, turns / scaling.factor, torch.where(wavelength < high, turns, between))
 

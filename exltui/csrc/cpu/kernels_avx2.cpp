@@ -1,0 +1,58 @@
+// AVX2 with FMA and F16C: 8 floats.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include <immintrin.h>
+
+#include "half.h"
+#include "kernels.h"
+
+namespace exltui {
+namespace avx2 {
+
+constexpr int WIDTH = 8;
+
+struct V {
+  __m256 v;
+  static V zero() { return {_mm256_setzero_ps()}; }
+  static V broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static V from_half(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+  static V from_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+  }
+  static V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void to_half(uint16_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+  float total() const {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+};
+
+struct VI {
+  __m256i v;
+  static VI load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  VI shift_right(int s) const { return {_mm256_srli_epi32(v, s)}; }
+  VI shift_left(int s) const { return {_mm256_slli_epi32(v, s)}; }
+  VI bit_or(VI o) const { return {_mm256_or_si256(v, o.v)}; }
+  VI bit_and(uint32_t mask) const { return {_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(mask)))}; }
+  V to_float() const { return {_mm256_cvtepi32_ps(v)}; }
+};
+
+#include "kernels_impl.h"
+
+}  // namespace avx2
+
+const Kernels kernels_avx2{"avx2", avx2::dense, avx2::exl2, avx2::gptq, avx2::norm, avx2::activate, avx2::attend, avx2::to_half};
+
+}  // namespace exltui
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,182 @@
+"""Compiles the native extension of a device with ninja, once for each (torch, compiler flags, source), and loads it.
+
+The sources lie in ``exltui/csrc``: ``bind.cpp`` and ``cpu/*.cpp`` make the CPU extension, ``bind_cuda.cpp`` and ``cuda/*.cu`` the GPU's.
+Only the bind files know torch. The result is kept in the user's cache folder; a build takes well under a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from exltui import paths
+from exltui.errors import BuildError
+
+Progress = Callable[[int, int], None]  # files done, files in all
+
+COMPILERS = ("c++", "g++", "clang++")
+STANDARD = "-std=c++20" if int(torch.__version__.split(".")[1]) >= 9 else "-std=c++17"
+COMMON = ["-O3", "-fPIC", STANDARD, "-Wall", "-Wno-unknown-pragmas", "-fno-math-errno"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """What is compiled for one device type. ``commands`` maps a source's suffix to the command line before ``-c``."""
+
+    name: str
+    sources: tuple[Path, ...]
+    commands: dict[str, list[str]]
+    link: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with torch, Python, the flags, and every byte of every source and header."""
+        digest = hashlib.sha256(f"{torch.__version__} {sys.version_info[:2]} {self.commands} {self.link}".encode())
+        folders = {source.parent for source in self.sources}
+        for path in sorted({file for folder in folders for file in folder.iterdir() if file.suffix in (".cpp", ".h", ".cu", ".cuh")}):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def compiler() -> str | None:
+    """The C++ compiler's path, or None. CXX names another one."""
+    return next((found for name in (paths.environment("CXX"), *COMPILERS) if name and (found := shutil.which(name))), None)
+
+
+def problem(device_type: str = "cpu") -> str:
+    """Why the extension of ``device_type`` cannot be built, and what to do about it; "" if it can, or is there already."""
+    try:
+        extension = _extension(device_type)
+    except BuildError as error:
+        return f"{error}; {error.hint}"
+    return "" if _library(extension).exists() or _ninja() else "ninja is missing; pip install ninja"
+
+
+@functools.cache
+def load(device_type: str, progress: Progress | None = None) -> None:
+    """Load the extension of ``device_type``, building it first if need be. Raises BuildError."""
+    extension = _extension(device_type)
+    library = _library(extension)
+    if not library.exists():
+        _build(extension, library, progress or (lambda done, total: None))
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise BuildError(f"the native extension cannot be loaded: {error}", f"remove {library.parent} and start again") from error
+
+
+def _extension(device_type: str) -> Extension:
+    if sys.platform == "win32":
+        raise BuildError("the native extension is not built on Windows yet", "torch's own functions run instead, which is slower")
+    cxx = compiler()
+    if cxx is None:
+        raise BuildError("no C++ compiler was found", "on Debian and Ubuntu: sudo apt install g++; on Fedora: sudo dnf install gcc-c++")
+    csrc = paths.csrc_dir()
+    torch_flags = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    torch_flags += [f"-isystem{path}" for path in cpp_extension.include_paths(device_type)]
+    libraries = [path for path in cpp_extension.library_paths(device_type) if Path(path).is_dir()]
+    link = [
+        cxx,
+        "-shared",
+        *(f"-L{path}" for path in libraries),
+        *(f"-Wl,-rpath,{path}" for path in libraries),
+        "-lc10",
+        "-ltorch_cpu",
+        "-ltorch",
+    ]
+    plain = [cxx, *COMMON, f"-I{csrc}"]
+    if device_type == "cpu":
+        sources = (csrc / "bind.cpp", *sorted((csrc / "cpu").glob("*.cpp")))
+        return Extension("exltui_cpu", sources, {".cpp": [*plain, *torch_flags]}, [*link, "-pthread"])
+    nvcc = cuda_compiler()
+    sources = (csrc / "bind_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu")))
+    commands = {
+        ".cpp": [*plain, *torch_flags],
+        ".cu": [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", f"-I{csrc}", *cuda_architectures()],
+    }
+    return Extension("exltui_cuda", sources, commands, [*link, "-lc10_cuda", "-ltorch_cuda", "-lcudart"])
+
+
+def cuda_compiler() -> str:
+    """The path of nvcc. Raises BuildError."""
+    home = cpp_extension.CUDA_HOME
+    found = shutil.which("nvcc") or (str(Path(home) / "bin" / "nvcc") if home and (Path(home) / "bin" / "nvcc").exists() else None)
+    if found is None:
+        raise BuildError("no CUDA compiler (nvcc) was found", "install the CUDA toolkit that matches torch.version.cuda")
+    return found
+
+
+def cuda_architectures() -> list[str]:
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST, or for the GPUs of this machine."""
+    stated = re.findall(r"(\d+)\.(\d+)(a?)(\+PTX)?", paths.environment("TORCH_CUDA_ARCH_LIST"))
+    if stated:
+        names = [f"{major}{minor}{a}" for major, minor, a, _ in stated]
+    else:
+        capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        names = [f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in sorted(capabilities)]
+    return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+
+
+def _library(extension: Extension) -> Path:
+    return paths.build_dir() / f"{extension.name}-{extension.fingerprint}" / f"{extension.name}.so"
+
+
+def _ninja() -> str | None:
+    beside = Path(sys.executable).parent / "ninja"  # a virtual environment that was not activated
+    return shutil.which("ninja") or (str(beside) if beside.exists() else None)
+
+
+def _build(extension: Extension, library: Path, progress: Progress) -> None:
+    """Compile in a folder aside and move the library into place, so that two programs that start at once do no harm."""
+    ninja = _ninja()
+    if ninja is None:
+        raise BuildError("ninja was not found", "pip install ninja")
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as name:
+            folder = Path(name)
+            (folder / "build.ninja").write_text(_ninja_file(extension), encoding="utf-8")
+            _run_ninja(ninja, folder, len(extension.sources) + 1, progress)
+            (folder / library.name).replace(library)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            library.parent.rmdir()
+        raise BuildError(f"the native extension cannot be written: {error}", f"check {paths.build_dir()}") from error
+
+
+def _ninja_file(extension: Extension) -> str:
+    lines, objects = ["ninja_required_version = 1.5"], []
+    for suffix, command in extension.commands.items():
+        lines += [f"rule compile_{suffix[1:]}", f"  command = {' '.join(command)} -c $in -o $out"]
+    lines += ["rule link", f"  command = {extension.link[0]} $in {' '.join(extension.link[1:])} -o $out"]
+    for source in extension.sources:
+        objects.append(f"{source.stem}_{source.suffix[1:]}.o")
+        lines.append(f"build {objects[-1]}: compile_{source.suffix[1:]} {str(source).replace(' ', '$ ').replace(':', '$:')}")
+    lines.append(f"build {extension.name}.so: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def _run_ninja(ninja: str, folder: Path, steps: int, progress: Progress) -> None:
+    progress(0, steps)
+    environment = paths.environment_copy(NINJA_STATUS="[%f/%t] ")
+    process = subprocess.Popen([ninja, "-v"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output: list[str] = []
+    for line in process.stdout or ():
+        output.append(line)
+        if found := re.match(r"\[(\d+)/(\d+)\]", line):
+            progress(int(found[1]), int(found[2]))
+    if process.wait() != 0:
+        errors = [line.strip() for line in output if "error" in line.lower()] or [line.strip() for line in output[-3:]]
+        raise BuildError(f"the native extension does not compile: {errors[0][:300]}", "please report it with the output of exltui doctor")
