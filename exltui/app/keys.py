@@ -85,6 +85,6 @@ def check_keymap(keymap: dict[str, str], known: set[str]) -> None:
         if id not in known:
             raise SettingsError(f"settings: keys.{id} is not an action.", f"Known are {', '.join(sorted(known))}.")
         for key in keys.split(","):
-            if other := taken.setdefault(key.strip(), id):
-                if other != id:
-                    raise SettingsError(f"settings: {key.strip()} is given to both {other} and {id}.", "Give one of them another key.")
+            other = taken.setdefault(key.strip(), id)
+            if other != id:
+                raise SettingsError(f"settings: {key.strip()} is given to both {other} and {id}.", "Give one of them another key.")

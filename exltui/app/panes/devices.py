@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from textual.content import Content
+from textual.geometry import Region
 from textual.widget import Widget
 
 from exltui.app import figures
@@ -27,7 +28,7 @@ def device_lines(index: int, device: DeviceMeter, history: Iterable[float | None
     memory = f"{figures.gigabytes(used)} / {figures.gigabytes(total)} GB"
     owners = Content.assemble(
         ("w ", "$primary"), f"{figures.gigabytes(device.weights)}  ", ("c ", "$secondary"), f"{figures.gigabytes(device.cache)}  ",
-        ("other ", "$text-muted"), figures.gigabytes(others if used is not None else None),
+        ("o ", "$text-muted"), figures.gigabytes(others if used is not None else None), (" GB", "$text-muted"),
     )  # fmt: skip
     figures_now = [f"{figures.DASH if device.utilisation is None else f'{device.utilisation:.0f}'}%".rjust(4)]
     if device.temperature is not None:
@@ -69,29 +70,32 @@ class DevicesPane(Widget, can_focus=True):
     def __init__(self, observed: Observed, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._observed = observed
-        self._shown = Content("")
+        self._shown: list[Content] = []
 
     def show(self) -> None:
-        """Take the newest figures; repaints only when something that is shown changed."""
-        lines = self._compose_lines()
-        if lines != self._shown or lines.spans != self._shown.spans:
-            self._shown = lines
+        """Take the newest figures; repaints only the lines that changed."""
+        before, self._shown = self._shown, self._compose_lines()
+        if len(before) != len(self._shown):
             self.refresh()
+            return
+        for y, (old, new) in enumerate(zip(before, self._shown, strict=True)):
+            if not old.is_same(new):
+                self.refresh(Region(0, y + self.gutter.top, self.size.width, 1))
 
     def on_resize(self) -> None:
         self._shown = self._compose_lines()
         self.refresh()
 
     def render(self) -> Content:
-        return self._shown
+        return Content("\n").join(self._shown)
 
-    def _compose_lines(self) -> Content:
+    def _compose_lines(self) -> list[Content]:
         width = self.content_size.width
-        if width <= 8:
-            return Content("")
         observed = self._observed
+        if width <= 8:
+            return []
         if observed.meter is None:
-            return Content.styled("Waiting for the first reading." if observed.host else "The engine is starting.", "$text-muted")
+            return [Content.styled("Waiting for a reading" if observed.host else "The engine is starting", "$text-muted")]
         blocks = [
             device_lines(index, device, observed.utilisation.get(index, ()), width) for index, device in enumerate(observed.meter.devices)
         ]
@@ -99,4 +103,4 @@ class DevicesPane(Widget, can_focus=True):
         lines: list[Content] = []
         for block in blocks:
             lines += ([Content("")] if lines and block else []) + block
-        return Content("\n").join(lines)
+        return lines

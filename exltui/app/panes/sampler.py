@@ -180,7 +180,7 @@ class SamplerPane(Widget, can_focus=True):
         lines: list[Content] = []
         for row, field in enumerate(FIELDS):
             if row and field.group != FIELDS[row - 1].group:
-                lines.append(Content.styled(f"{field.group} ".ljust(width, "╌"), "$border-blurred"))
+                lines.append(Content.styled(f"{field.group} ".ljust(width, "╌"), "$text-disabled"))
             lines.append(self._line(row, field, field.name in other, width))
         return lines
 

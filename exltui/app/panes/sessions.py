@@ -107,7 +107,7 @@ class SessionsPane(Vertical):
         self._rows: list[SessionRow] = []
         self._current: str | None = None
         self._asking = ""
-        self._searched = ""
+        self.searched = ""
 
     def compose(self) -> ComposeResult:
         yield Input(id="sessions-input", compact=True)
@@ -144,7 +144,7 @@ class SessionsPane(Vertical):
         listed = self.list
         listed.clear_options()
         if not self._rows:
-            text = "Nothing found." if self._searched else "Chats appear here."
+            text = "Nothing found." if self.searched else "Chats appear here."
             listed.add_option(Option(Content.styled(f" {text}", "$text-muted"), disabled=True))
             return
         listed.add_options([Option(self._line(row, width - 2), id=row.id) for row in self._rows])
@@ -162,7 +162,7 @@ class SessionsPane(Vertical):
         line = self._input
         line.placeholder = "search all chats" if what == "search" else "new title"
         with line.prevent(Input.Changed):
-            line.value = self._searched if what == "search" else (self.chosen.title if self.chosen else "")
+            line.value = self.searched if what == "search" else (self.chosen.title if self.chosen else "")
         line.display = True
         line.focus()
 
@@ -170,7 +170,7 @@ class SessionsPane(Vertical):
     def _search(self, event: Input.Changed) -> None:
         event.stop()
         if self._asking == "search":
-            self._searched = event.value
+            self.searched = event.value
             self.post_message(self.Searched(event.value))
 
     @on(Input.Submitted)
@@ -184,8 +184,8 @@ class SessionsPane(Vertical):
         """Esc in the input line closes it; the second Esc closes the drawer."""
         if event.key == "escape" and self._input.has_focus:
             event.stop()
-            if self._asking == "search" and self._searched:
-                self._searched = ""
+            if self._asking == "search" and self.searched:
+                self.searched = ""
                 self.post_message(self.Searched(""))
             self._close(keep=False)
         elif event.key == "down" and self._input.has_focus and self._asking == "search":

@@ -13,16 +13,45 @@ from textual.widgets import Static
 
 from exltui.app.keys import APP_ACTIONS, keys_name
 
+PLACES = {
+    "transcript": "Messages",
+    "prompt": "Prompt",
+    "sessions": "Sessions",
+    "sampler": "Sampler",
+    "devices": "Devices",
+    "models": "Models",
+}
+EXTRA = {
+    "Prompt": (
+        ("Enter", "Send the message."),
+        ("Ctrl+J", "Begin a new line; so do Shift+Enter and Alt+Enter where the terminal sends them."),
+        ("↑, ↓", "In the first and last line: earlier messages of this chat."),
+        ("PgUp, PgDn", "Scroll the conversation."),
+    ),
+    "Messages": (
+        ("↑, ↓", "Scroll; End follows the text again."),
+        ("1-9 then y", "Copy that code block."),
+    ),
+    "Devices": (("w, c, o", "Memory of the weights, of the cache, and of everything else."),),
+}
 COPYING = "Drag with the mouse selects text; with Shift held, most terminals select by themselves."
 
 
 def binding_rows(screen: Screen) -> list[tuple[str, str]]:
-    """(keys, what they do) of the bindings of the focused widget and what it stands in, the screen and the app left out."""
+    """(keys, what they do) of what has the focus. Only bindings with an id are the app's own; text editing is known to everybody."""
     keys: dict[str, list[str]] = {}
     for active in screen.active_bindings.values():
-        if active.node not in (screen, screen.app) and active.binding.description and active.enabled:
-            keys.setdefault(active.binding.description, []).append(active.binding.key)
-    return [(keys_name(",".join(names[:3])), text) for text, names in keys.items()]
+        binding = active.binding
+        if active.node is not screen.app and binding.id and binding.description and active.enabled:
+            keys.setdefault(binding.description, []).append(binding.key)
+    rows = [(keys_name(",".join(names[:3])), text) for text, names in keys.items()]
+    return [*EXTRA.get(place_name(screen), ()), *rows]
+
+
+def place_name(screen: Screen) -> str:
+    """What the place that has the focus is called."""
+    nodes = screen.focused.ancestors_with_self if screen.focused else []
+    return next((PLACES[node.id] for node in nodes if node.id in PLACES), "Keys")
 
 
 class HelpScreen(ModalScreen[None]):
@@ -71,4 +100,4 @@ def _heading(text: str) -> Content:
 
 
 def _row(keys: str, text: str) -> Content:
-    return Content.assemble((f"  {keys:<16}", "$accent"), f" {text}")
+    return Content.assemble((f"  {keys:<14}", "$accent"), f" {text}")

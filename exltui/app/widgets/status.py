@@ -14,6 +14,9 @@ from exltui.app.widgets.bar import bar
 from exltui.text import one_line
 
 
+KEPT = 5  # pieces of this rank and above stay longer than the names of keys
+
+
 @dataclass(frozen=True)
 class Piece:
     """One figure of the line. Pieces with the lowest ``rank`` go first when the line is too narrow."""
@@ -66,6 +69,10 @@ def _prefill_rate(observed: Observed) -> float | None:
     return observed.meter.prefill_rate if observed.meter else None
 
 
+def _hint_line(hints: list[tuple[str, str]]) -> Content:
+    return Content("  ").join(Content.assemble((key, "$accent"), (f" {word}", "$text-muted")) for key, word in hints)
+
+
 def _named(name: str, value: str, style: str = "") -> Content:
     label = [(f"{name} ", "$text-muted")] if name else []
     return Content.assemble(*label, (value, style))
@@ -106,14 +113,20 @@ class StatusLine(Widget):
         width = self.content_size.width
         if self._observed is None or width <= 0:
             return Content("")
-        hints = Content("  ").join(Content.assemble((key, "$accent"), (f" {word}", "$text-muted")) for key, word in self._hints)
         found = pieces(self._observed, narrow=width < 110)
         gap = Content("   " if width >= 110 else "  ")
-        while len(found) > 1 and gap.join(piece.content for piece in found).cell_length + 2 + hints.cell_length > width:
-            found.remove(min(found, key=lambda piece: piece.rank))
-        line = gap.join(piece.content for piece in found)
-        room = width - line.cell_length - hints.cell_length
-        return Content.assemble(line, " " * room, hints) if room >= 2 else line.truncate(width, ellipsis=True)
+        hints = list(self._hints)
+        while (room := width - gap.join(piece.content for piece in found).cell_length - _hint_line(hints).cell_length) < 2:
+            weakest = min(found, key=lambda piece: piece.rank)
+            if len(hints) > 2 and weakest.rank >= KEPT:
+                hints.pop()
+            elif len(found) > 1 and (weakest.rank < KEPT or not hints):
+                found.remove(weakest)
+            elif hints:
+                hints.pop()
+            else:
+                return gap.join(piece.content for piece in found).truncate(width, ellipsis=True)
+        return Content.assemble(gap.join(piece.content for piece in found), " " * room, _hint_line(hints))
 
     def on_resize(self) -> None:
         self._line = self._compose_line()

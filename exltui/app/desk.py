@@ -1,0 +1,190 @@
+"""Models: which there are, which one is loaded first, loading, unloading, downloading."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exltui import protocol
+from exltui.app.library import Transfer
+from exltui.app.screens.loader import LoaderScreen
+from exltui.chat.tree import new_id
+from exltui.errors import Cancelled, ExltuiError
+from exltui.models.catalog import ModelInfo
+from exltui.protocol import LoadOptions
+
+if TYPE_CHECKING:
+    from exltui.app.app import ExltuiApp
+
+
+class ModelDesk:
+    """Talks to the engine about models, and to the loader screen while it is open."""
+
+    def __init__(self, app: ExltuiApp) -> None:
+        self._app = app
+        self._models: list[ModelInfo] = []
+        self._scanned = False
+        self._screen: LoaderScreen | None = None
+        self._transfer: Transfer | None = None
+        self._cancelled = threading.Event()
+        self._first = True  # the model of the start is still to be chosen
+
+    @property
+    def busy(self) -> bool:
+        """Whether a download runs, whose progress is to be drawn."""
+        return self._transfer is not None and self._transfer.running
+
+    # ── which models there are ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Read the models folders, and load the model that the settings or the command line name."""
+        self.scan()
+
+    def scan(self) -> None:
+        """Read the models folders again."""
+        self._app.work_aside(self._app.parts.library.scan, self._scanned_models, self._app.fail)
+
+    def _scanned_models(self, models: list[ModelInfo]) -> None:
+        self._models, self._scanned = models, True
+        if self._screen is not None:
+            self._screen.show_models(models, self._app.parts.library.folders)
+        if self._first:
+            self._first = False
+            self._choose_first()
+
+    def _choose_first(self) -> None:
+        """Load the model that was asked for or used last; with no model at all, offer one."""
+        wanted = self._app.parts.model
+        usable = [model for model in self._models if not model.problem]
+        if wanted:
+            self._app.work_aside(lambda: self._app.parts.library.resolve(wanted), self._load_path, self._not_found)
+        elif len(usable) == 1:
+            self._load_path(usable[0].path)
+        else:
+            self.open()
+
+    def _not_found(self, error: ExltuiError) -> None:
+        self._app.fail(error)
+        self.open()
+
+    # ── the loader screen ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> None:
+        """Show the loader."""
+        if self._screen is not None:
+            return
+        screen = LoaderScreen(self._app.observed, self._app.parts.library.offer, self._app.parts.options, self)
+        self._screen = screen
+        if self._scanned:
+            screen.show_models(self._models, self._app.parts.library.folders)
+        screen.show_transfer(self._transfer)
+        self._app.push_screen(screen, lambda _: self._closed())
+        self.scan()
+
+    def _closed(self) -> None:
+        self._screen = None
+        if self._transfer is not None and not self._transfer.running:
+            self._transfer = None
+        self._app.main.prompt.focus()
+
+    # ── what the loader asks for ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def load(self, model: ModelInfo, options: LoadOptions) -> None:
+        """Load a model; a reply that is being written by the old one is stopped and kept."""
+        self._app.parts.options = options
+        self._load_path(model.path)
+
+    def _load_path(self, path: Path) -> None:
+        observed = self._app.observed
+        if observed.loading is not None:
+            self._app.tell("A model is being loaded.", "Esc in the loader stops it.")
+            return
+        self._send(protocol.Load(new_id(), str(path), self._app.parts.options))
+
+    def unload(self) -> None:
+        """Give the model's memory back."""
+        if self._app.observed.loaded is None:
+            self._app.tell("No model is loaded.")
+        else:
+            self._send(protocol.Unload(new_id()))
+
+    def cancel(self) -> None:
+        """Stop the load or the download that runs."""
+        loading = self._app.observed.loading
+        if self.busy:
+            self._cancelled.set()
+        elif loading is not None:
+            self._app.parts.client.send(protocol.Cancel(loading.id))
+
+    def fetch(self, name: str) -> None:
+        """Download a model, then load it."""
+        if self.busy:
+            self._app.tell("A download runs already.", "Esc in the loader stops it.")
+            return
+        self._cancelled = threading.Event()
+        transfer = Transfer(name, clock=self._app.parts.clock)
+        self._transfer = transfer
+        library, cancelled = self._app.parts.library, self._cancelled
+        self._app.work_aside(lambda: library.fetch(transfer, cancelled.is_set), self._fetched, self._not_fetched)
+        self._draw()
+
+    def _fetched(self, path: Path) -> None:
+        self._transfer = None
+        self._draw()
+        self.scan()
+        if self._app.observed.loaded is None and self._app.observed.loading is None:
+            self._load_path(path)
+        else:
+            self._app.tell(f"{path.name} is here.", "Ctrl+L loads it.")
+
+    def _not_fetched(self, error: ExltuiError) -> None:
+        transfer = self._transfer
+        if transfer is None or isinstance(error, Cancelled):
+            self._transfer = None
+        else:
+            transfer.running, transfer.error, transfer.hint = False, str(error), error.hint
+            if self._screen is None:
+                self._app.fail(error)
+        self._draw()
+
+    def _send(self, command: protocol.Load | protocol.Unload) -> None:
+        self._app.observed.sent(command)
+        self._app.parts.client.send(command)
+        self._draw()
+        self._app.name_chat()
+        self._app.pump()
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def handle(self, event: protocol.Event) -> None:
+        """Take an event of the engine; those that are not about models only redraw a running download."""
+        if isinstance(event, protocol.Loaded):
+            self._app.parts.remember("last_model", event.model_dir)
+            self._loaded()
+        elif isinstance(event, protocol.LoadFailed):
+            if self._screen is None:
+                self._app.tell(event.error, event.hint, error=True)
+            self._redraw()
+        elif isinstance(event, protocol.Unloaded):
+            self._redraw()
+
+    def _loaded(self) -> None:
+        """The model is ready: the loader has done its work."""
+        self._redraw()
+        if self._screen is not None and self._app.screen is self._screen:
+            self._screen.dismiss()
+
+    def _redraw(self) -> None:
+        self._app.name_chat()
+        if self._screen is not None and self._screen.is_mounted:
+            self._screen.refresh_list()
+
+    def _draw(self) -> None:
+        if self._screen is not None:
+            self._screen.show_transfer(self._transfer)
+
+    def tick(self) -> None:
+        """Draw the progress of what runs."""
+        if self._screen is not None and self._screen.is_mounted and (self.busy or self._app.observed.loading is not None):
+            self._screen.show_progress()

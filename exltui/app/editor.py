@@ -1,0 +1,26 @@
+"""Writing a text in the person's own editor."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from exltui import paths
+from exltui.errors import SettingsError
+
+
+def edit_text(text: str) -> str:
+    """Open ``text`` in $VISUAL or $EDITOR and return what was saved. The screen must be given up before. Raises SettingsError."""
+    command = shlex.split(paths.environment("VISUAL") or paths.environment("EDITOR") or "vi")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "message.md"
+        path.write_text(text, encoding="utf-8")
+        try:
+            subprocess.run([*command, str(path)], check=True)
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"The editor {command[0]!r} did not work: {error}", "Set $EDITOR to an editor that is installed."
+            ) from error

