@@ -5,12 +5,16 @@ Format: 8 bytes little-endian header length, a JSON object {name: {dtype, shape,
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exltui.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -65,9 +69,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{file.name}: the header claims {length:,} bytes in a file of {size:,}", again)
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(
-            f"{file.name}: cannot be read: {error.strerror or error}", "check the file and its permissions"
-        ) from error
+        raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}", "check the file and its permissions") from error
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
@@ -94,7 +96,7 @@ def _tensor(file: Path, name: str, entry: Any, start: int, room: int, hint: str)
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} is not described by a table", hint)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{where} has the unknown dtype {str(dtype)[:40]!r}", f"known are {', '.join(ITEM_BYTES)}")
     if not _naturals(shape) or len(shape) > 8:
         raise CheckpointError(f"{where} has the impossible shape {str(shape)[:60]}", hint)
@@ -111,12 +113,12 @@ def _tensor(file: Path, name: str, entry: Any, start: int, room: int, hint: str)
     return TensorInfo(name, dtype, tuple(shape), file, start + begin, end - begin)
 
 
-def _naturals(values: Any) -> bool:
+def _naturals(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
 
 
 def _refuse_overlap(file: Path, tensors: list[TensorInfo], hint: str) -> None:
     tensors = sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset)
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in itertools.pairwise(tensors):
         if before.offset + before.nbytes > after.offset:
             raise CheckpointError(f"{file.name}: tensors {before.name!r} and {after.name!r} overlap", hint)

@@ -1,0 +1,95 @@
+"""Models from the hub, through huggingface_hub in a child process: it can be stopped at any byte, and the next attempt goes on there.
+
+The child is hub_child.py. Its settings (HF_TOKEN, HF_ENDPOINT, proxies) are those of huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exltui import paths
+from exltui.errors import DownloadError
+from exltui.models import hub_child, transfer
+from exltui.models.catalog import directory_name, read_model
+from exltui.text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """OWNER/REPO and a branch, tag or commit ("" for the main branch); the bit rates of EXL2 models are branches."""
+
+    id: str
+    revision: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> Repository | None:
+        """``OWNER/REPO[@REVISION]``, or None for anything else."""
+        word = r"[A-Za-z0-9](?:[\w.-]*\w)?"
+        found = re.fullmatch(rf"({word}/{word})(?:@({word}(?:/{word})*))?", name, re.ASCII)
+        return None if found is None or ".." in name else cls(found[1], found[2] or "")
+
+    @property
+    def name(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
+
+
+def get_from_hub(repository: Repository, models_dir: Path, progress: transfer.Progress, cancelled: transfer.IsCancelled) -> Path:
+    """The directory of ``repository`` below ``models_dir``, fetched if it is not there. Raises DownloadError or Cancelled."""
+    target = models_dir / directory_name(repository.name)
+    if transfer.already_there(target):
+        return target
+    with transfer.aside(target) as partial:
+        log = partial / "download.log"
+        plan: dict[str, int] = {}
+
+        def watch() -> None:
+            if not plan:
+                plan.update(_said(log, "bytes"))
+                if plan:
+                    transfer.require_room(partial, plan["bytes"] - transfer.bytes_below(partial))
+            total = plan.get("bytes", 0)
+            progress("downloading", min(transfer.bytes_below(partial), total), total)
+
+        command = [sys.executable, hub_child.__file__, repository.id, repository.revision, str(partial)]
+        environment = paths.environment_copy(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", PYTHONSAFEPATH="1")
+        status, output = transfer.run_watched(command, environment, log, watch, cancelled)
+        if status != 0:
+            raise DownloadError(f"{repository.name} could not be fetched: {_reason(log, output)}", _hint(log))
+        problem = read_model(partial).problem
+        if problem is not None:
+            transfer.remove_tree(partial)
+            raise DownloadError(
+                f"{repository.name} is not a model that exltui can load: {problem}", "look for an EXL2 or safetensors version"
+            )
+        transfer.remove_tree(partial / ".cache")
+        log.unlink()
+    return target
+
+
+def _said(log: Path, key: str) -> dict[str, Any]:
+    """The object with ``key`` among the child's lines; {} if there is none."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith('{"' + key) and line.endswith("}"):
+            return dict(json.loads(line))
+    return {}
+
+
+def _reason(log: Path, output: str) -> str:
+    lines = output.strip().splitlines() or ["it gave no reason"]
+    return one_line(str(_said(log, "error").get("error") or lines[-1]), 300)
+
+
+def _hint(log: Path) -> str:
+    kind = _said(log, "error").get("kind", "")
+    hints = {
+        "RepositoryNotFoundError": "check the spelling; a private repository needs a token in HF_TOKEN",
+        "RevisionNotFoundError": "the repository's page lists its branches; EXL2 bit rates are branches",
+        "GatedRepoError": "accept the model's terms on its page, and set HF_TOKEN",
+        "UnfitError": "look for an EXL2 or safetensors version",
+    }
+    return hints.get(kind, "check the network and try again; what was fetched is kept")
