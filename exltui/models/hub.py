@@ -27,19 +27,25 @@ class Repository:
     revision: str = ""
 
     @classmethod
-    def parse(cls, name: str) -> Repository | None:
-        """``OWNER/REPO[@REVISION]``, or None for anything else."""
+    def parse(cls, name: str) -> Repository:
+        """``OWNER/REPO[@REVISION]``. Raises DownloadError for anything else."""
         word = r"[A-Za-z0-9](?:[\w.-]*\w)?"
         found = re.fullmatch(rf"({word}/{word})(?:@({word}(?:/{word})*))?", name, re.ASCII)
-        return None if found is None or ".." in name else cls(found[1], found[2] or "")
+        if found is None or ".." in name:
+            raise DownloadError(f"{name!r} is not the name of a model", "say smollm2-135m, or OWNER/REPO or OWNER/REPO@REVISION of the hub")
+        return cls(found[1], found[2] or "")
 
     @property
     def name(self) -> str:
         return f"{self.id}@{self.revision}" if self.revision else self.id
 
 
-def get_from_hub(repository: Repository, models_dir: Path, progress: transfer.Progress, cancelled: transfer.IsCancelled) -> Path:
-    """The directory of ``repository`` below ``models_dir``, fetched if it is not there. Raises DownloadError or Cancelled."""
+def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cancelled: transfer.IsCancelled) -> Path:
+    """The directory of ``name`` (OWNER/REPO[@REVISION]) below ``models_dir``, fetched if it is not there.
+
+    Raises DownloadError or Cancelled.
+    """
+    repository = Repository.parse(name)
     target = models_dir / directory_name(repository.name)
     if transfer.already_there(target):
         return target
@@ -60,7 +66,7 @@ def get_from_hub(repository: Repository, models_dir: Path, progress: transfer.Pr
         status, output = transfer.run_watched(command, environment, log, watch, cancelled)
         if status != 0:
             raise DownloadError(f"{repository.name} could not be fetched: {_reason(log, output)}", _hint(log))
-        problem = read_model(partial).problem
+        problem = read_model(partial, target.name).problem
         if problem is not None:
             transfer.remove_tree(partial)
             raise DownloadError(
