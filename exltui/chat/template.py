@@ -1,0 +1,125 @@
+"""From a conversation to the text that a model was trained to continue: its own chat template, or a format by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from exltui.chat.formats import FORMATS, guess
+from exltui.chat.sandbox import ERRORS, RefusedError, compile_template
+from exltui.errors import TemplateError
+from exltui.text import one_line
+from exltui.tokenizer import Tokenizer
+
+Turns = Sequence[dict[str, str]]
+_PROBE = "exltui looks for this sentence."
+
+
+class Template(Protocol):
+    """What makes a prompt of a conversation. ``note`` says in a sentence what the user should know about it, or is empty."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def note(self) -> str: ...
+    @property
+    def stop_strings(self) -> tuple[str, ...]: ...
+    def prompt(self, messages: Turns) -> str: ...
+
+
+class ChatTemplate:
+    """A model's own template. ``special_tokens`` are its variables ``bos_token`` and so on."""
+
+    name = "the model's own"
+    stop_strings: tuple[str, ...] = ()  # the model's own end tokens do it
+
+    def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
+        self.source = source
+        self._special = special_tokens or {}
+        self._compiled: Callable[[dict[str, Any]], str] = compile_template(source)
+        self._takes_system: bool | None = None
+
+    @property
+    def note(self) -> str:
+        return "" if self.takes_system else "This model's template knows no system prompt; yours goes before your first message."
+
+    def render(self, messages: Turns, *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The template's text for exactly these messages. Raises TemplateError if it refuses them or fails."""
+        values = {"tools": None, "documents": None, **self._special, **variables}
+        copies = [dict(message) for message in messages]
+        try:
+            return self._compiled({**values, "messages": copies, "add_generation_prompt": add_generation_prompt})
+        except RefusedError as error:
+            hint = "choose another prompt format by name, or start a new chat"
+            raise TemplateError(f"the model's chat template refuses this conversation: {one_line(str(error), 200)}", hint) from error
+        except ERRORS as error:
+            reason = one_line(str(error), 200) or type(error).__name__
+            hint = f"choose a prompt format by name: {', '.join(FORMATS)}"
+            raise TemplateError(f"the model's chat template fails: {reason}", hint) from error
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether a system prompt comes out of the template. Some refuse it, some leave it out without a word."""
+        if self._takes_system is None:
+            turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
+            try:
+                self._takes_system = _PROBE in self.render(turns)
+            except TemplateError:
+                self._takes_system = False
+        return self._takes_system
+
+    def prompt(self, messages: Turns) -> str:
+        """The prompt for ``messages``, open for the reply. A system prompt that the template does not take begins the first message."""
+        if messages and messages[0]["role"] == "system" and not self.takes_system:
+            system, *rest = messages
+            if rest and rest[0]["role"] == "user":
+                rest[0] = {"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}
+            messages = rest or [{"role": "user", "content": system["content"]}]
+        return self.render(messages)
+
+
+class NamedTemplate:
+    """One of ``FORMATS``."""
+
+    def __init__(self, name: str, note: str = "") -> None:
+        if name not in FORMATS:
+            raise TemplateError(f"there is no prompt format {name}", f"choose one of: {', '.join(FORMATS)}")
+        self._format = FORMATS[name]
+        self.name = name
+        self.note = note
+        self.stop_strings = self._format.stops
+
+    def prompt(self, messages: Turns) -> str:
+        return self._format.prompt(list(messages))
+
+
+def load_template(tokenizer: Tokenizer, name: str = "") -> Template:
+    """The template for a model: the format ``name`` if one is given, else the model's own, else the one that its vocabulary suggests.
+
+    Raises TemplateError if there is no format of that name or the model's own template does not compile.
+    """
+    if name:
+        return NamedTemplate(name)
+    source = tokenizer.template_source
+    if source.strip():
+        return ChatTemplate(source, special_tokens(tokenizer.directory))
+    form = guess(lambda token: tokenizer.id(token) is not None)
+    reason = f"its vocabulary has {form.mark}" if form.mark else "it may not be made for conversation"
+    return NamedTemplate(form.name, f"This model has no chat template; the format {form.name} is used ({reason}).")
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """The texts of ``bos_token``, ``eos_token`` and the like, which templates write by name."""
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second, newer one wins
+        try:
+            values = json.loads((directory / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for key, value in values.items() if isinstance(values, dict) else ():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
