@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,10 +85,14 @@ def test_a_long_run_of_broken_bytes_is_not_decoded_again_and_again() -> None:
     assert seen < 64
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.fixture(scope="module")
+def tokenizer(starter_model: Path) -> Tokenizer:
+    return Tokenizer(starter_model)
+
+
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=80))
-def test_the_real_tokenizer_streams_what_it_decodes(starter_model: Path, text: str) -> None:
-    tokenizer = Tokenizer(starter_model)
+def test_the_real_tokenizer_streams_what_it_decodes(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, parse_special=False)
     streamer = TextStreamer(tokenizer.decode)
     assert "".join([streamer.push(i) for i in ids]) + streamer.finish() == tokenizer.decode(ids)

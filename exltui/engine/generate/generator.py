@@ -140,7 +140,7 @@ class Generator:
             if reuse.copy:
                 self.runner.cache.copy_page(reuse.copy[0], pages[len(reuse.pages)], reuse.copy[1])
             if not job.started:  # it was not here before
-                job.started, job.cached = time.perf_counter(), reuse.tokens
+                job.started, job.cached, job.read = time.perf_counter(), reuse.tokens, reuse.tokens
                 events.append(Prefill(job.id, job.cached, job.prompt_tokens, job.cached))
         return events
 
@@ -173,18 +173,20 @@ class Generator:
 
     def _computed(self, job: Job, count: int) -> list[Event]:
         """Note that the keys and values of ``count`` more tokens are in the cache."""
-        reading, before = job.reading, job.computed
+        reading = job.reading
         job.computed += count
         while (len(job.hashes) + 1) * PAGE <= job.computed:
             page = len(job.hashes)
-            here = self.table.filled(job.pages[page], job.previous_hash, job.tokens[page * PAGE : (page + 1) * PAGE])
-            job.hashes.append(here)
+            tokens = job.tokens[page * PAGE : (page + 1) * PAGE]
+            job.hashes.append(self.table.filled(job.pages[page], job.previous_hash, tokens))
         if not reading:
             return []
         self.tokens_read += count
-        if before >= job.prompt_tokens:
-            return []  # a job that came back reads its own reply again
-        return [Prefill(job.id, min(job.computed, job.prompt_tokens), job.prompt_tokens, job.cached)]
+        here = min(job.computed, job.prompt_tokens)
+        if here <= job.read:
+            return []  # a job that came back reads once more what it had read
+        job.read = here
+        return [Prefill(job.id, job.read, job.prompt_tokens, job.cached)]
 
     def _accept(self, job: Job, token: int) -> list[Event]:
         before = len(job.tokens)

@@ -32,6 +32,7 @@ class Job:
     computed: int = 0
     goal: int = 0  # tokens to read before the next draw: what there was when the job was admitted
     cached: int = 0
+    read: int = 0  # the most prompt tokens that were ever in the cache
     started: float = 0.0
     first_token: float = 0.0
     stop_reason: str = ""

@@ -14,16 +14,20 @@ LONG_WINDOW = 16  # ids; a window grows beyond this only while a model writes br
 
 
 class TextStreamer:
-    """``decode`` turns ids into text with special tokens left out. Work per token is bounded: only a window of ids is decoded again."""
+    """``decode`` turns ids into text with special tokens left out. Work per token is bounded: only a window of ids is decoded again.
+
+    The invariant needs a decoder that does not take back whole characters. Byte-level ones never do; those with a byte fall-back do when a
+    model writes broken bytes right behind whole ones, and then the stream keeps what it said.
+    """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: tuple[str, ...] = ()) -> None:
         self._decode = decode
         self._stops = tuple(stop for stop in stop_strings if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
-        # The window: ids whose text is out, kept because a decoder may treat the very first id differently, then ids that are open.
-        self._settled: list[int] = []
+        # The window: ids whose text is out, kept because decoders treat the very first id differently, then ids that are open.
+        self._context: list[int] = []
         self._open: list[int] = []
-        self._out = 0  # characters of the window's text that were released
+        self._known = ""  # the beginning of the window's text, up to which it is out
         self._held = ""  # text that is certain but may be the start of a stop string
         self.stop: str | None = None  # the stop string that ended the text
 
@@ -32,39 +36,50 @@ class TextStreamer:
         if self.stop is not None:
             return ""
         self._open.append(token)
-        text = self._decode(self._settled + self._open)
+        text = self._decode(self._context + self._open)
+        if not text.startswith(self._known):
+            # A run of byte tokens that is valid only as a whole: what was a character is undecided until the next one is complete.
+            if len(self._open) <= LONG_WINDOW:
+                return ""
+            self._context, self._known = [], ""
+            text = self._decode(self._open)
         certain = len(text) - min(len(text) - len(text.rstrip(REPLACEMENT)), UNCERTAIN)
-        piece = text[self._out : certain]
-        self._out = max(self._out, certain)
+        piece = text[len(self._known) : certain]
+        self._known += piece
         if certain == len(text):
-            self._settle(len(self._open))
+            self._settle()
         elif len(self._open) > LONG_WINDOW:
-            self._shorten()
+            self._shorten(len(text))
         return self._release(piece)
 
     def finish(self) -> str:
         """The rest: what was held back, and characters that stayed incomplete."""
         if self.stop is not None:
             return ""
-        piece = self._release(self._decode(self._settled + self._open)[self._out :]) if self._open else ""
+        piece = self._release(self._decode(self._context + self._open)[len(self._known) :]) if self._open else ""
         self._open = []
         if self.stop is None:
             piece, self._held = piece + self._held, ""
         return piece
 
-    def _settle(self, count: int) -> None:
-        """The first ``count`` open ids become the context of the rest."""
-        self._settled, self._open = self._open[:count], self._open[count:]
-        self._out = len(self._decode(self._settled))
+    def _settle(self) -> None:
+        """All open ids are out; they become the context of the next, unless they say nothing on their own (special tokens, a space)."""
+        said = self._decode(self._open)
+        if said:
+            self._context, self._known = self._open, said
+        else:
+            self._context = (self._context + self._open)[:LONG_WINDOW]
+            self._known = self._decode(self._context)
+        self._open = []
 
-    def _shorten(self) -> None:
-        """Cut the window where both sides decode on their own to what they are together: a place between two characters."""
+    def _shorten(self, length: int) -> None:
+        """Cut the window, whose text has ``length`` characters, where both sides decode alone to what they are together."""
         cut = len(self._open) - UNCERTAIN - 1
         left, right = self._open[:cut], self._open[cut:]
-        if self._decode(left) + self._decode(right) == self._decode(self._open):
-            released = self._out - len(self._decode(self._settled + left))
-            self._settle(cut)
-            self._out += max(released, 0)
+        together = self._decode(self._open)
+        if self._decode(left) + self._decode(right) == together:
+            self._context, self._open = left, right
+            self._known = together[: max(len(self._known) - (length - len(together)), 0)]
 
     def _release(self, text: str) -> str:
         """``text`` added to what is held; what can no longer become a stop string goes out."""
