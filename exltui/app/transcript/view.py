@@ -26,7 +26,7 @@ from exltui.app.transcript.palette import Palette
 from exltui.app.transcript.repaint import changed_cells
 from exltui.app.transcript.wrap import Line
 
-FRAMES = 10  # a second while text arrives
+FRAMES = 15  # a second while text arrives
 FRAMES_REMOTE = 8  # the same over SSH
 KEPT_ROWS = 6000  # rows whose drawing is kept; those of entries far from the view are drawn again when they come near
 
