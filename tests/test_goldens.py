@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from exltui.engine.model.tensors import read_weight
 from exltui.engine.model.weights.bits import pack_columns, unpack_columns
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
@@ -79,3 +80,12 @@ def test_kv_cache_codes_scales_and_values_are_the_same_bits(bits: int) -> None:
     assert_same_bits(codes, tensors[f"q{bits}.data_u8"])
     assert_same_bits(scales, tensors[f"q{bits}.scales_fp16"])
     assert_same_bits(kv_codec.dequantise(codes, scales, bits), tensors[f"q{bits}.dequant_fp16"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [*EXL2, *GPTQ])
+def test_a_gpu_dequantises_to_the_same_bits(name: str) -> None:
+    tensors = load(name)
+    on_gpu = read_weight(layer(tensors)).prepare(torch.device("cuda:0")).dense()
+    assert on_gpu.device.type == "cuda"
+    assert_same_bits(on_gpu.t().cpu(), tensors["expected.weight_fp16" if name in EXL2 else "expected.weight_fp16_v1"])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SHAPE, load, make
 from torch import Tensor
 
+from exltui.engine.model import memory
 from exltui.engine.model.config import Config
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import FAMILIES, read_spec
@@ -224,7 +225,16 @@ def test_a_truncated_file_is_refused_before_it_is_mapped(broken: Path) -> None:
 
 
 def test_positions_that_do_not_fit_into_memory_are_refused(original: Path) -> None:
-    refuse(original, "not enough memory", DeviceError, length=1 << 44)
+    refuse(original, "17,592,186,044,416 positions takes .* GB free", DeviceError, length=1 << 44)
+
+
+def test_an_allocation_that_fails_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MEMINFO", Path("/nowhere"))
+    assert memory.free_memory(CPU) is None
+    with pytest.raises(DeviceError, match="not enough memory on cpu for a test"), memory.room_for("a test", 1 << 60, CPU, "less"):
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match="another"), memory.room_for("a test", 0, CPU, "less"):
+        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:7" if torch.cuda.device_count() < 8 else "cuda:99"])
@@ -259,3 +269,12 @@ def test_an_unknown_architecture_is_told_from_the_nearest_known_one() -> None:
     values = {**SHAPE, "rms_norm_eps": 1e-5, "architectures": ["MixtralForCausalLM"], "sliding_window": 8, "num_local_experts": 4}
     with pytest.raises(ModelError, match="the settings of MistralForCausalLM and num_local_experts"):
         read_spec(Config(values, "model"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_loading_to_a_gpu_takes_f16_and_shares_a_tied_head(tmp_path: Path) -> None:
+    make("Llama", tmp_path, tie_word_embeddings=True, dtype=torch.bfloat16)
+    model = load_model(tmp_path, LoadOptions(device="cuda:0"), lambda *_: None, lambda: False)
+    assert {weight.dense().dtype for weight in model.decoder.weights} == {torch.float16}
+    assert model.decoder.head.dense().data_ptr() == model.decoder.embedding.data_ptr()
+    refuse(tmp_path, "GB free", DeviceError, device="cuda:0", length=1 << 40)

@@ -48,7 +48,7 @@ def make(
 
 
 def load(directory: Path, **options: Any) -> Model:
-    return load_model(directory, LoadOptions(device="cpu", **options), lambda *_: None, lambda: False)
+    return load_model(directory, LoadOptions(**{"device": "cpu", **options}), lambda *_: None, lambda: False)
 
 
 def reference_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:

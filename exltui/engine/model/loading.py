@@ -22,6 +22,7 @@ from exltui.protocol import LoadOptions
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 DEFAULT_CONTEXT = 8192  # where the model could do more: a cache for 128k tokens is nobody's wish by default
+SMALLER = "choose a smaller --length, or a smaller model"
 CHUNK = 8 << 20  # bytes touched between two looks at the cancel flag
 
 
@@ -58,13 +59,20 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     ops = bind(device)
     reading = _Reading(progress, cancelled, sum(info.nbytes for info in checkpoint.infos.values()))
     checkpoint.on_use = reading.touch
-    with room_for(f"the weights of {directory.name} and {context:,} positions on {device}", "choose a smaller model or --length"):
+    with room_for(f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, device), device, SMALLER):
         decoder = Decoder(spec, checkpoint, ops, context)
     reading.finish()
     weights = decoder.weights
     bits = 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
     used = sum(checkpoint.infos[name].nbytes for name in checkpoint.used)
     return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits)
+
+
+def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, device: torch.device) -> int:
+    """Bytes that loading takes: RoPE tables with what making them takes, and on a GPU the weights. On a CPU these stay in the file."""
+    ropes = {layer.attention.rope for layer in spec.layers}
+    tables = sum(4 * context * rope.width * 2 for rope in ropes if rope is not None)
+    return tables if device.type == "cpu" else tables + sum(info.nbytes for info in checkpoint.infos.values())
 
 
 def _gptq_v2(config: Config) -> bool:

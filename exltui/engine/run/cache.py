@@ -28,13 +28,14 @@ class KVCache:
     def __init__(self, spec: ArchSpec, pages: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float16) -> None:
         self.pages = pages
         self.bits = bits
-        self.layers: list[CacheLayer] = []
-        with room_for(f"a cache of {pages * PAGE:,} tokens on {device}", "give a smaller --length, or fewer bits with --cache"):
-            for layer in spec.layers:
-                g, d = layer.attention.g, layer.attention.d
-                if min(bits) < 16 and d % 64:
-                    raise ModelError(f"a head dimension of {d} cannot be cached at {min(bits)} bits", "use --cache fp16")
-                self.layers.append(_allocate(pages, g, d, bits, device, dtype))
+        heads = [(layer.attention.g, layer.attention.d) for layer in spec.layers]
+        for _, d in heads:
+            if min(bits) < 16 and d % 64:
+                raise ModelError(f"a head dimension of {d} cannot be cached at {min(bits)} bits", "use --cache fp16")
+        per_value = sum(dtype.itemsize if width == 16 else width / 8 + 2 / 32 for width in bits)
+        nbytes = int(pages * PAGE * per_value * sum(g * d for g, d in heads))
+        with room_for(f"a cache of {pages * PAGE:,} tokens", nbytes, device, "give a smaller --length, or fewer bits with --cache"):
+            self.layers = [_allocate(pages, g, d, bits, device, dtype) for g, d in heads]
 
     @property
     def nbytes(self) -> int:
