@@ -1,0 +1,18 @@
+"""``exltui`` without a command: the full-screen app."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from exltui.cli.options import app_options
+
+
+def run(options: argparse.Namespace) -> int:
+    """Open the app; without a terminal say so and return 2."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("exltui: the app needs a terminal; exltui generate works without one (exltui --help)", file=sys.stderr)
+        return 2
+    from exltui import app
+
+    return app.run(app_options(options))

@@ -1,0 +1,141 @@
+"""``exltui models``: list, get, info, rm."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from exltui import paths
+from exltui.cli.options import model_folders
+from exltui.cli.output import ProgressLine, print_json, size
+from exltui.errors import ExltuiError, ModelError
+from exltui.models.catalog import PARTIAL, ModelInfo, directory_name, find_models, read_model, resolve
+from exltui.text import one_line
+
+
+def show_list(options: argparse.Namespace) -> int:
+    """The models that were found, one a line."""
+    folders = model_folders(options)
+    models = find_models(folders)
+    if options.json:
+        print_json({"folders": [str(folder) for folder in folders], "models": [describe(model) for model in models]})
+        return 0
+    if not models:
+        print(f"no models in {' or '.join(str(folder) for folder in folders)}")
+        print("exltui models get smollm2-135m fetches a small one (93 MB)")
+        return 0
+    wide = max(len(one_line(model.name, 60)) for model in models)
+    print(f"{'name':<{wide}}  format   bits    size  context  parameters")
+    for model in models:
+        name = f"{one_line(model.name, 60):<{wide}}"
+        if model.problem:
+            print(f"{name}  broken: {model.problem}")
+        else:
+            bits = f"{model.bpw:.2f}" if model.bpw else "-"
+            context = f"{model.context:,}" if model.context else "-"
+            print(f"{name}  {model.format:<6}  {bits:>5}  {size(model.size):>6}  {context:>7}  {count(model.parameters):>10}")
+    return 0
+
+
+def describe(model: ModelInfo) -> dict[str, Any]:
+    """The fields of ``model`` as JSON has them."""
+    return {**dataclasses.asdict(model), "path": str(model.path)}
+
+
+def count(number: int | None) -> str:
+    """135 M, 7.2 B."""
+    if not number:
+        return "-"
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.0f} M"
+
+
+def get(options: argparse.Namespace) -> int:
+    """Fetch a model into the first models folder."""
+    folder = model_folders(options)[0] if getattr(options, "models_dir", None) else paths.models_dir()
+    stopped, line = threading.Event(), ProgressLine()
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.set())  # the download tidies up, then says that it stopped
+    try:
+        path = _fetch(options.name, folder, line, stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        line.end()
+    model = read_model(path)
+    if options.json:
+        print_json(describe(model))
+    else:
+        print(f"{model.name} is in {path}")
+    return 0
+
+
+def _fetch(name: str, folder: Path, line: ProgressLine, stopped: threading.Event) -> Path:
+    from exltui.models import hub, starter  # the converter's numpy takes time to import
+
+    if name == starter.NAME:
+        return starter.get_starter(folder, line, stopped.is_set)
+    return hub.get_from_hub(name, folder, line, stopped.is_set)
+
+
+def info(options: argparse.Namespace) -> int:
+    """All that is known about one model without loading it."""
+    model = read_model(resolve(options.name, model_folders(options)))
+    if options.json:
+        print_json(describe(model))
+        return 0 if model.problem is None else 1
+    if model.problem:
+        raise ModelError(model.problem, f"exltui models rm {model.name} removes it; then get it again")
+    rows = {
+        "name": one_line(model.name),
+        "path": one_line(str(model.path)),
+        "architecture": one_line(model.architecture),
+        "format": f"{model.format}, {model.bpw:.2f} bits per weight" if model.bpw else model.format,
+        "parameters": f"{model.parameters:,}" if model.parameters else "-",
+        "size": size(model.size),
+        "context": f"{model.context:,} tokens" if model.context else "-",
+        "chat template": "yes" if model.has_template else "no: a format is chosen by its vocabulary",
+    }
+    for key, value in rows.items():
+        print(f"{key:<14} {value}")
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Remove a model's directory from a models folder, and what an interrupted download left of it."""
+    from exltui.models.transfer import remove_tree
+
+    folders = model_folders(options)
+    partials = [path for folder in folders if (path := folder / (directory_name(options.name) + PARTIAL)).is_dir()]
+    try:
+        path = resolve(options.name, folders)
+    except ModelError:
+        if not partials:
+            raise
+    else:
+        if not any(path.absolute().is_relative_to(folder.absolute()) and path != folder for folder in folders):
+            raise ModelError(f"{path} is in none of the models folders, so it is not removed here", "remove the directory yourself")
+        partials.insert(0, path)
+    freed = sum(file.stat().st_size for path in partials for file in path.rglob("*") if file.is_file())
+    if not options.yes:
+        _confirm(f"remove {', '.join(str(path) for path in partials)} ({size(freed)})?")
+    for path in partials:
+        try:
+            remove_tree(path)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be removed: {error.strerror or error}", "check its permissions") from error
+    if options.json:
+        print_json({"removed": [str(path) for path in partials], "bytes": freed})
+    else:
+        print(f"removed {', '.join(str(path) for path in partials)} ({size(freed)})")
+    return 0
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise ExltuiError("whoever removes a model has to confirm it, and there is no terminal", "say --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise KeyboardInterrupt

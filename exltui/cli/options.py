@@ -1,0 +1,82 @@
+"""What the commands share: the options of a load and of the sampler, the models folders, and what the app is started with."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exltui.errors import ModelError, SettingsError
+from exltui.protocol import LoadOptions, Sampling
+from exltui.settings import Settings, read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """What the app is started with: the command line over the settings file over the defaults."""
+
+    model: str = ""  # name or path of the model to load first; "": the only one, or ask
+    session: str = ""  # id of the chat to open first
+    theme: str = "dark"
+    models_dirs: tuple[Path, ...] = ()  # where to look for models; downloads go to the first
+    load: LoadOptions = field(default_factory=LoadOptions)
+    sampling: Sampling = field(default_factory=Sampling)
+    keys: dict[str, str] = field(default_factory=dict)
+    problems: tuple[SettingsError, ...] = ()  # what is wrong with the settings file; the defaults are used then
+
+
+def app_options(options: argparse.Namespace) -> AppOptions:
+    """The app must start whatever the settings file says, so its errors are handed on."""
+    problems: tuple[SettingsError, ...] = ()
+    settings = Settings()
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        problems = (error,)
+    return AppOptions(
+        model=options.model or settings.model or settings.last_model,
+        session=options.session or "",
+        theme=options.theme or settings.theme,
+        models_dirs=tuple(model_folders(options, settings)),
+        load=load_options(options, settings),
+        sampling=settings.sampling,
+        keys=settings.keys,
+        problems=problems,
+    )
+
+
+def model_folders(options: argparse.Namespace, settings: Settings | None = None) -> list[Path]:
+    """Where to look for models, --models-dir first."""
+    extra = [Path(name).expanduser() for name in getattr(options, "models_dir", None) or ()]
+    return (settings or read_settings()).folders(extra)
+
+
+def load_options(options: argparse.Namespace, settings: Settings | None = None) -> LoadOptions:
+    """The load flags that were given, over those of the settings file."""
+    return dataclasses.replace((settings or read_settings()).load, **_given(options, LoadOptions))
+
+
+def sampling_options(options: argparse.Namespace) -> Sampling:
+    """The sampler flags that were given, over exltui's defaults: what the app remembers does not change what a script gets."""
+    given = _given(options, Sampling)
+    if options.greedy:
+        given["temperature"] = 0.0
+    return Sampling(**given)
+
+
+def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    values = {each.name: getattr(options, each.name, None) for each in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def model_path(options: argparse.Namespace) -> Path:
+    """The directory of the model that -m names, or else the settings file. Raises ModelError."""
+    from exltui.models.catalog import resolve
+
+    settings = read_settings()
+    name = getattr(options, "model", None) or settings.model
+    if not name:
+        raise ModelError("no model is named", "say which with -m NAME; exltui models list shows what there is")
+    return resolve(name, model_folders(options, settings))

@@ -1,0 +1,172 @@
+"""The parser of all commands. Every flag in it works; flags are named after the fields of LoadOptions and Sampling."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import exltui
+
+Run = Callable[[argparse.Namespace], int]
+Commands = Any  # argparse's own type for sub-commands has no public name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; its result has ``run``, the function of the chosen command."""
+    parser = _Parser(
+        prog="exltui",
+        description="Chat with a language model in the terminal. Without a command, the full-screen app opens.",
+        epilog="exltui COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"exltui {exltui.__version__}")
+    _shared(parser)
+    parser.add_argument("--session", metavar="ID", help="open this chat (the app)")
+    parser.add_argument("--theme", metavar="NAME", help="colours of the app: dark, light, high-contrast, or one of your own")
+    parser.set_defaults(run=_command("app"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    _add_models(commands)
+    _add_generate(commands)
+    _add_eval(commands)
+    _add_doctor(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Flags must be written out: an abbreviation that works today could mean two flags tomorrow."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
+
+
+def _command(module: str, function: str = "run") -> Run:
+    """``exltui.cli.MODULE``'s function, imported when it runs, so that --help is quick."""
+
+    def run(options: argparse.Namespace) -> int:
+        import importlib
+
+        return int(getattr(importlib.import_module(f"exltui.cli.{module}"), function)(options))
+
+    return run
+
+
+def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    """-m, --models-dir and the load options. On a command they override those before it."""
+    parser.add_argument(
+        "--models-dir", metavar="DIR", action="append", default=argparse.SUPPRESS, help="look for models here first; may be repeated"
+    )
+    if not model:
+        return
+    parser.add_argument("-m", "--model", metavar="MODEL", default=_default(parser), help="a model's name or directory")
+    group = parser.add_argument_group("loading")
+
+    def add(flag: str, kind: type, metavar: str, text: str) -> None:
+        group.add_argument(flag, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+    add("--device", str, "NAME", "cpu, or cuda:0 for the first GPU (default: the first GPU if there is one)")
+    add("--length", int, "TOKENS", "context to make room for (default: the model's own, at most 8192)")
+    add("--cache", str, "MODE", "KV cache: fp16, q8, q6, q4, or K,V bits such as 8,4 (default fp16)")
+    add("--chunk-size", int, "TOKENS", "prompt tokens in one step (default 2048, on the CPU 256)")
+    add("--threads", int, "N", "CPU threads (default: one for each core)")
+    add("--rope-scale", float, "X", "stretch positions by this factor")
+    add("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one")
+
+
+def _default(parser: argparse.ArgumentParser) -> Any:
+    """A command's flag that was not given must not hide the same one before the command."""
+    return None if parser.prog == "exltui" else argparse.SUPPRESS
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _add_models(commands: Commands) -> None:
+    models = commands.add_parser("models", help="list, get, describe and remove models", description="Models on this machine.")
+    _shared(models, model=False)
+    _json(models)
+    models.set_defaults(run=_command("models", "show_list"))
+    actions = models.add_subparsers(metavar="ACTION", title="actions", parser_class=_Parser)
+    for name, text, function in (
+        ("list", "list the models that are there (the default)", "show_list"),
+        ("get", "fetch a model", "get"),
+        ("info", "describe one model", "info"),
+        ("rm", "remove a model", "remove"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _shared(action, model=False)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object and nothing else")
+        if name == "get":
+            action.add_argument("name", metavar="NAME", help="smollm2-135m (the starter model), or OWNER/REPO[@REVISION] of the hub")
+        elif name != "list":
+            action.add_argument("name", metavar="MODEL", help="its name, or its directory")
+        if name == "rm":
+            action.add_argument("--yes", action="store_true", help="do not ask")
+        action.set_defaults(run=_command("models", function))
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "generate", help="complete one prompt", description="One completion: text on standard output, figures on standard error."
+    )
+    _shared(parser)
+    _json(parser)
+    prompt = parser.add_argument_group("prompt (one of these)")
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt itself")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt")
+    prompt.add_argument("--ids", metavar="FILE.json", help="a file with a JSON list of token ids")
+    prompt.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="read the prompt from standard input")
+    chat = parser.add_argument_group("chat")
+    chat.add_argument("--chat", action="store_true", help="the prompt is a message: apply the model's chat template")
+    chat.add_argument("--system", metavar="TEXT", help="with --chat, a system prompt")
+    chat.add_argument("--chat-format", metavar="NAME", help="with --chat, a format by name in place of the model's template")
+    sampler = parser.add_argument_group("sampler")
+    sampler.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    for flag, kind, text in (
+        ("--temperature", float, "0: greedy, 1: off (default 0.8)"),
+        ("--top-k", int, "keep the K likeliest; 0: off (default 50)"),
+        ("--top-p", float, "keep the likeliest that make up this share; 1: off (default 0.9)"),
+        ("--min-p", float, "keep what has this share of the likeliest's probability; 0: off (default 0.05)"),
+        ("--token-repetition-penalty", float, "1: off (default 1)"),
+        ("--token-presence-penalty", float, "0: off (default 0)"),
+        ("--token-frequency-penalty", float, "0: off (default 0)"),
+        ("--token-repetition-range", int, "how many of the last tokens the penalties see; -1: all (default -1)"),
+        ("--seed", int, "the same seed gives the same text (default: a fresh one, which is reported)"),
+    ):
+        sampler.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=text)
+    stop = parser.add_argument_group("length")
+    stop.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="at most N tokens (default: until the model ends or the context is full)"
+    )
+    stop.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    parser.set_defaults(run=_command("generate"))
+
+
+def _add_eval(commands: Commands) -> None:
+    parser = commands.add_parser("eval", help="evaluate a model: logits, perplexity", description="Evaluate a model.")
+    kinds = parser.add_subparsers(metavar="WHAT", title="evaluations", required=True, parser_class=_Parser)
+    logits = kinds.add_parser("logits", help="the logits after each token", description="Write the logits after each of some tokens.")
+    _shared(logits)
+    _json(logits)
+    logits.add_argument("--ids", metavar="FILE.json", required=True, help="a JSON list of token ids")
+    logits.add_argument("--out", metavar="FILE.npz", required=True, help="gets `logits`, float32 [tokens, vocab]")
+    logits.set_defaults(run=_command("evaluate", "run_logits"))
+    ppl = kinds.add_parser("ppl", help="perplexity of a text", description="Perplexity of a text, in windows.")
+    _shared(ppl)
+    _json(ppl)
+    source = ppl.add_mutually_exclusive_group(required=True)
+    source.add_argument("-f", "--file", metavar="FILE", help="a text file")
+    source.add_argument("--ids", metavar="FILE.json", help="a JSON list of token ids")
+    ppl.add_argument("--window", type=int, default=2048, metavar="TOKENS", help="tokens of a window (default 2048)")
+    ppl.add_argument("--stride", type=int, metavar="TOKENS", help="from one window's start to the next's (default: the window)")
+    ppl.set_defaults(run=_command("evaluate", "run_perplexity"))
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "doctor", help="say what is wrong and how to mend it", description="Look at the machine: what is there, what is wrong, the fix."
+    )
+    _shared(parser, model=False)
+    _json(parser)
+    parser.add_argument("--ops", action="store_true", help="also print the op table: which operations have kernels")
+    parser.set_defaults(run=_command("doctor"))
