@@ -218,6 +218,23 @@ def test_weights_that_do_not_fit(broken: Path, changes: dict[str, Any], words: s
     refuse(broken, words)
 
 
+def test_head_norms_may_be_repeated_for_each_head_as_in_exl2_files(tmp_path: Path) -> None:
+    make("Qwen3", tmp_path)
+    plain = load(tmp_path).decoder.layers[1].heads
+    assert plain.q_norm is not None and plain.k_norm is not None
+    name = "model__layers__1__self_attn__q_norm__weight"
+    change_tensors(tmp_path, **{name: plain.q_norm.weight.repeat(4, 1), name.replace("q_norm", "k_norm"): plain.k_norm.weight.repeat(2, 1)})
+    again = load(tmp_path).decoder.layers[1].heads
+    assert again.q_norm is not None and torch.equal(again.q_norm.weight, plain.q_norm.weight)
+    assert again.k_norm is not None and torch.equal(again.k_norm.weight, plain.k_norm.weight)
+    change_tensors(tmp_path, **{name: torch.arange(128.0).view(4, 32)})
+    refuse(tmp_path, "q_norm.weight differs from head to head")
+    change_tensors(tmp_path, **{name: torch.ones(3, 32)})
+    refuse(tmp_path, "96 values, expected 32")
+    change_tensors(tmp_path, **{name: None})
+    refuse(tmp_path, "q_norm.weight is missing")
+
+
 def test_a_truncated_file_is_refused_before_it_is_mapped(broken: Path) -> None:
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -63,14 +63,17 @@ class Decoder:
         def weights(linears: tuple[LinearSpec, ...]) -> tuple[AnyWeight, ...]:
             return tuple(self._checkpoint.weight(linear.name, linear.n, linear.k).prepare(self.ops.device) for linear in linears)
 
-        def head_norm(name: str) -> Norm | None:
-            return self._norm(spec.prefix + name, attention.d) if attention.head_norm else None
+        def head_norm(name: str, heads: int) -> Norm | None:
+            if not attention.head_norm:
+                return None
+            weight = self._checkpoint.head_vector(f"{spec.prefix}{name}.weight", heads, attention.d)
+            return Norm(weight.to(self.ops.device), self.spec.eps, None, self.spec.norm, self.spec.norm_offset)
 
         qkv, o, gate_up, down = (weights(linears) for linears in spec.linears(hidden))
         return Layer(
             attention_norm=self._norm(spec.prefix + spec.attention_norm, hidden),
             qkv=qkv,
-            heads=Heads(attention.h, attention.g, attention.d, head_norm(spec.q_norm), head_norm(spec.k_norm)),
+            heads=Heads(attention.h, attention.g, attention.d, head_norm(spec.q_norm, attention.h), head_norm(spec.k_norm, attention.g)),
             rope=None if attention.rope is None else self._rope(attention.rope),
             attention=Attention(attention.scale, attention.softcap, attention.window),
             o=o[0],

@@ -82,6 +82,15 @@ class Checkpoint:
             )
         return values.reshape(-1).float()
 
+    def head_vector(self, name: str, heads: int, size: int) -> Tensor:
+        """The norm of each head -> [size] f32. EXL2 files repeat it for each of ``heads`` heads; other rows than equal are refused."""
+        if name in self and self.infos[name].shape != (heads, size):
+            return self.vector(name, size)
+        rows = self.vector(name, heads * size).view(heads, size)
+        if not bool((rows == rows[0]).all()):
+            raise ModelError(f"{self.where}: {name} differs from head to head", "config.json and the weights do not belong together")
+        return rows[0].clone()
+
     def has_weight(self, name: str) -> bool:
         """Whether the linear layer ``name`` is there, in any format."""
         return any(f"{name}.{part}" in self for part in FORMATS)
