@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exltui.cli.options import load_options, model_path, sampling_options
 from exltui.cli.output import ProgressLine, print_json
 from exltui.cli.source import read_ids, read_text
 from exltui.errors import ExltuiError
-from exltui.protocol import Stats
+from exltui.protocol import Done, Event, JobSpec, Stats, Text
 from exltui.text import strip_terminal
 from exltui.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from exltui.engine.generate.generator import Generator
+    from exltui.engine.session import Session
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,17 +32,26 @@ def run(options: argparse.Namespace) -> int:
     prompt: str | list[int] = read_ids(options.ids) if options.ids else _text(options)
     if not prompt:
         raise ExltuiError("the prompt is empty", "give it with -p TEXT, -f FILE, --ids FILE.json, or - for standard input")
-    job: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "stop_strings": tuple(options.stop)}
+    stops, add_bos = tuple(options.stop), None
     if options.chat:
-        prompt, stops = _chat(directory, str(prompt), options)
-        job |= {"stop_strings": (*job["stop_strings"], *stops), "add_bos": False}
-    with _open(directory, options) as engine:
-        sampling = sampling_options(options)
-        if options.json:
-            completion = engine.generate(prompt, sampling, **job)
-            print_json(_report(completion.text, completion.token_ids, completion.stats))
-        else:
-            _stream(engine, prompt, sampling, job)
+        prompt, ends = _chat(directory, str(prompt), options)
+        stops, add_bos = (*stops, *ends), False
+    given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
+    sampling = sampling_options(options)
+    job = JobSpec("job", **given, sampling=sampling, max_new_tokens=options.max_new_tokens, stop_strings=stops, add_bos=add_bos)
+    generator = _load(directory, options).generator
+    pieces: list[str] = []
+    write = pieces.append if options.json else _write
+    for event in _events(generator, job):
+        if isinstance(event, Text):
+            write(event.text)
+        elif isinstance(event, Done):
+            if options.json:
+                print_json(_report("".join(pieces), event))
+            else:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+                print(_figures(event.stats), file=sys.stderr)
     return 0
 
 
@@ -72,28 +86,45 @@ def _chat(directory: Path, text: str, options: argparse.Namespace) -> tuple[str,
     return template.prompt([*system, {"role": "user", "content": text}]), tuple(template.stop_strings)
 
 
-def _open(directory: Path, options: argparse.Namespace) -> Any:
-    from exltui.engine.api import Engine
+def _load(directory: Path, options: argparse.Namespace) -> Session:
     from exltui.engine.session import open_session
 
     line = ProgressLine()
     try:
-        return Engine(open_session(directory, load_options(options), line, lambda: False))
+        return open_session(directory, load_options(options), line, lambda: False)
     finally:
         line.end()
 
 
-def _stream(engine: Any, prompt: str | list[int], sampling: Any, job: dict[str, Any]) -> None:
+def _events(generator: Generator, job: JobSpec) -> Iterator[Event]:
+    """All that happens from the submission of ``job`` to its Done."""
+    yield from generator.submit(job)
+    while job.id in generator.job_ids:
+        yield from generator.advance()
+
+
+def _write(text: str) -> None:
     """Text as it comes; a terminal gets none of the control characters that a model may write."""
-    clean = strip_terminal if sys.stdout.isatty() else str
-    for piece in engine.stream(prompt, sampling, **job):
-        sys.stdout.write(clean(piece))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    sys.stdout.write(strip_terminal(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
-def _report(text: str, token_ids: tuple[int, ...], stats: Stats) -> dict[str, Any]:
+def _figures(stats: Stats) -> str:
+    """One line for people."""
+
+    def rate(tokens: int, seconds: float) -> str:
+        return f"{tokens / seconds:,.0f} tok/s" if tokens > 0 and seconds > 0 else "-"
+
+    read = rate(stats.prompt_tokens - stats.cached_tokens, stats.prefill_seconds)
+    wrote = rate(stats.new_tokens - 1, stats.decode_seconds)  # the first comes with the prompt
+    return (
+        f"prompt {stats.prompt_tokens:,} tokens, {read}; reply {stats.new_tokens:,} tokens, {wrote}; "
+        f"{stats.stop_reason.replace('_', ' ')}; seed {stats.seed}"
+    )
+
+
+def _report(text: str, done: Done) -> dict[str, Any]:
     """The object of --json, with exactly these keys."""
-    figures = asdict(stats)
+    figures = asdict(done.stats)
     keys = ("prompt_tokens", "cached_tokens", "new_tokens", "prefill_seconds", "decode_seconds", "stop_reason", "seed")
-    return {"text": text, "token_ids": list(token_ids), **{key: figures[key] for key in keys}}
+    return {"text": text, "token_ids": list(done.token_ids), **{key: figures[key] for key in keys}}
