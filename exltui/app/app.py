@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,6 +13,7 @@ from textual.app import App, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widgets import Input, TextArea
 
 from exltui import paths, protocol
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 
 FRAME = 0.1  # seconds between two looks at the engine's events while something is going on
 PULSE = 1.0  # and while nothing is
+QUIET = 0.5  # seconds without a change before settings are written
 TWICE = 1.0  # seconds within which a second Ctrl+C quits
 
 
@@ -58,6 +62,9 @@ class ExltuiApp(App[None]):
         self.parts = parts
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
+        self._unsaved: dict[str, Any] = {}
+        self._saver: Timer | None = None
+        self._saver_lock = threading.Lock()
         for theme in parts.themes:
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
@@ -98,7 +105,7 @@ class ExltuiApp(App[None]):
         self.parts.records.on_problem = lambda problem: self.call_later(self._saving, problem)
         self.work_aside(self.parts.records.open, self._opened, self.fail)
         self.desk.start()
-        self.watch(self, "theme", self._keep_theme, init=False)
+        self.watch(self, "theme", lambda theme: self.remember("theme", theme), init=False)
         self.pump()
 
     def _opened(self, last: str | None) -> None:
@@ -117,12 +124,23 @@ class ExltuiApp(App[None]):
             self.fail(problem)
 
     def on_unmount(self) -> None:
+        with contextlib.suppress(ExltuiError):  # there is no screen left to say it on
+            self._save_settings()
         self.dialogue.close()
         self.parts.client.close()
         self.parts.records.close()
 
-    def _keep_theme(self, theme: str) -> None:
-        self.parts.remember("theme", theme)
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a setting for the next start. Written when the keys have been quiet for a moment."""
+        self._unsaved[key] = value
+        if self._saver is not None:
+            self._saver.stop()
+        self._saver = self.set_timer(QUIET, lambda: self.work_aside(self._save_settings, lambda _: None, self.fail))
+
+    def _save_settings(self) -> None:
+        with self._saver_lock:
+            while self._unsaved:
+                self.parts.remember(*self._unsaved.popitem())
 
     # ── the engine's events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -343,7 +361,7 @@ class ExltuiApp(App[None]):
     @on(SamplerPane.Changed)
     def _sampler_changed(self, event: SamplerPane.Changed) -> None:
         self.dialogue.sampling = event.sampling
-        self.parts.remember("sampling", event.sampling)
+        self.remember("sampling", event.sampling)
 
     def action_loader(self) -> None:
         if isinstance(self.screen, LoaderScreen):

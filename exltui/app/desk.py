@@ -160,7 +160,7 @@ class ModelDesk:
     def handle(self, event: protocol.Event) -> None:
         """Take an event of the engine; those that are not about models only redraw a running download."""
         if isinstance(event, protocol.Loaded):
-            self._app.parts.remember("last_model", event.model_dir)
+            self._app.remember("last_model", event.model_dir)
             self._loaded()
         elif isinstance(event, protocol.LoadFailed):
             if self._screen is None:

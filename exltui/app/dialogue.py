@@ -52,13 +52,16 @@ class Writing:
 class Dialogue:
     """The chat on the screen and all replies that are being written. ``sampling`` is what the next reply uses."""
 
-    def __init__(self, client: EngineLink, observed: Observed, view: View, records: Records, work: Work) -> None:
+    def __init__(
+        self, client: EngineLink, observed: Observed, view: View, records: Records, work: Work, preparer: Preparer | None = None
+    ) -> None:
         self._client = client
         self._observed = observed
         self._view = view
         self._records = records
         self._work = work
-        self._preparer = Preparer()
+        self._preparer = preparer or Preparer()
+        self._noted: set[str] = set()  # what was said already about templates
         self._writings: dict[str, Writing] = {}  # by job
         self._waiting: list[Writing] = []  # for a model
         self._editing: str | None = None
@@ -215,6 +218,9 @@ class Dialogue:
         if prepared.dropped and self._dropped.get(writing.conversation.id) != prepared.dropped:
             self._dropped[writing.conversation.id] = prepared.dropped
             self._view.tell(f"The chat is longer than the context: its first {prepared.dropped} messages were left out of this prompt.")
+        if prepared.note and prepared.note not in self._noted:
+            self._noted.add(prepared.note)
+            self._view.tell(prepared.note)
         writing.submitted = True
         command = protocol.Submit(prepared.job)
         self._observed.sent(command)

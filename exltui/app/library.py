@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from exltui.models import starter
@@ -78,7 +79,5 @@ class Library:
 
     def fetch(self, transfer: Transfer, cancelled: Callable[[], bool]) -> Path:
         """Download a model by name. Raises DownloadError or Cancelled."""
-        target = self._folders[0]
-        if transfer.name == self.offer.name:
-            return starter.get_starter(target, transfer.advance, cancelled)
-        return get_from_hub(transfer.name, target, transfer.advance, cancelled)
+        fetch = starter.get_starter if transfer.name == self.offer.name else partial(get_from_hub, transfer.name)
+        return fetch(self._folders[0], transfer.advance, cancelled)

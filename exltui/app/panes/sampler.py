@@ -189,6 +189,8 @@ class SamplerPane(Widget, can_focus=True):
         value = getattr(self.sampling, field.name)
         if chosen and self._typed is not None:
             shown = Content.assemble((f"{self._typed}", "bold"), ("▏", "$accent"))
+        elif field.name == "temperature" and value == 0:
+            shown = Content.styled("greedy ", "bold" if chosen else "$accent")
         elif field.off is not None and field.name != "temperature" and value == field.off:
             shown = Content.styled("off ", "" if chosen else "$text-muted")
         else:

@@ -1,0 +1,54 @@
+"""Putting the app together from the settings, the command line and the folders."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from exltui import paths, settings
+from exltui.app.app import ExltuiApp
+from exltui.app.library import Library
+from exltui.app.parts import Parts
+from exltui.app.records import Records
+from exltui.app.themes import find_themes
+from exltui.client import Client
+from exltui.errors import ExltuiError, SettingsError
+
+if TYPE_CHECKING:
+    from exltui.cli.options import AppOptions
+
+
+def assemble(options: AppOptions) -> Parts:
+    """Everything the app uses. What is wrong with settings and themes becomes a notice; the app starts all the same."""
+    themes, broken = find_themes(paths.themes_dir(), paths.user_themes_dir())
+    notices: list[ExltuiError] = [*options.problems, *broken]
+    names = [theme.name for theme in themes]
+    if options.theme not in names:
+        notices.append(SettingsError(f"There is no theme {options.theme!r}.", f"There are {', '.join(names)}."))
+    return Parts(
+        client=Client(),
+        records=Records(paths.sessions_file()),
+        library=Library(options.models_dirs),
+        themes=themes,
+        theme=options.theme,
+        keymap=options.keys,
+        sampling=options.sampling,
+        options=options.load,
+        model=options.model,
+        session=options.session,
+        notices=notices,
+        remember=settings.remember,
+    )
+
+
+def start_app(options: AppOptions) -> int:
+    """Open the app and stay until it is left. The exit status."""
+    log = paths.log_file()
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(filename=log, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    except OSError:  # a log that cannot be written must not keep anybody from chatting
+        logging.basicConfig(handlers=[logging.NullHandler()])
+    app = ExltuiApp(assemble(options))
+    app.run()
+    return app.return_code or 0
