@@ -18,7 +18,11 @@ _PROBE = "exltui looks for this sentence."
 
 
 class Template(Protocol):
-    """What makes a prompt of a conversation. ``note`` says in a sentence what the user should know about it, or is empty."""
+    """What makes a prompt of a conversation.
+
+    ``note`` says in a sentence what the user should know about it, or is empty. Without ``takes_system`` a system prompt goes to the
+    front of the first message.
+    """
 
     @property
     def name(self) -> str: ...
@@ -26,6 +30,8 @@ class Template(Protocol):
     def note(self) -> str: ...
     @property
     def stop_strings(self) -> tuple[str, ...]: ...
+    @property
+    def takes_system(self) -> bool: ...
     def prompt(self, messages: Turns) -> str: ...
 
 
@@ -33,6 +39,7 @@ class ChatTemplate:
     """A model's own template. ``special_tokens`` are its variables ``bos_token`` and so on."""
 
     name = "the model's own"
+    note = ""
     stop_strings: tuple[str, ...] = ()  # the model's own end tokens do it
 
     def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
@@ -40,10 +47,6 @@ class ChatTemplate:
         self._special = special_tokens or {}
         self._compiled: Callable[[dict[str, Any]], str] = compile_template(source)
         self._takes_system: bool | None = None
-
-    @property
-    def note(self) -> str:
-        return "" if self.takes_system else "This model's template knows no system prompt; yours goes before your first message."
 
     def render(self, messages: Turns, *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The template's text for exactly these messages. Raises TemplateError if it refuses them or fails."""
@@ -90,6 +93,7 @@ class NamedTemplate:
         self.name = name
         self.note = note
         self.stop_strings = self._format.stops
+        self.takes_system = bool(self._format.system)
 
     def prompt(self, messages: Turns) -> str:
         return self._format.prompt(list(messages))
