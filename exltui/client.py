@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -114,7 +115,8 @@ class Client:
     def _stop_recording(self) -> None:
         record, self._record = self._record, None
         if record is not None:
-            record.close()
+            with contextlib.suppress(OSError):  # closing writes what is left
+                record.close()
 
 
 class ReplayClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Session:
     tokenizer: Tokenizer
 
     def close(self) -> None:
-        """Let go of weights and cache; a GPU's memory goes back to the driver. The session must not be used any more."""
+        """Let go of weights and cache; their memory goes back to the system. The session must not be used any more."""
         on_gpu = self.runner.model.device.type == "cuda"
         del self.runner, self.generator
         gc.collect()  # what refers to itself holds memory until then
         if on_gpu:
             torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks of up to 32 MB unless it is asked not to
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_session(directory: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]) -> Session:
