@@ -45,7 +45,9 @@ def stream(chunks: list[str], width: int = 40) -> list[str]:
         else:
             body.close()
         change = body.update()
-        assert screen[change.first :] == [repr(line) for line in change.old], "a repaint starts from lines that are not on the screen"
+        assert screen[change.first :] == [repr(line) for line in change.old], (
+            "a repaint starts from lines that are not on the screen"
+        )
         screen[change.first :] = [repr(line) for line in change.new]
         assert screen == drawn(body)
     return screen
@@ -138,7 +140,9 @@ def test_highlighting_is_a_function_of_the_text_alone() -> None:
     assert ["".join(text for text, _ in line) for line in [*one.settled, *one.open_lines()]] == source
 
 
-@pytest.mark.parametrize("language", ["python", "c", "cpp", "javascript", "rust", "go", "bash", "html", "json", "yaml", "sql", "diff", "toml"])
+@pytest.mark.parametrize(
+    "language", ["python", "c", "cpp", "javascript", "rust", "go", "bash", "html", "json", "yaml", "sql", "diff", "toml"]
+)
 def test_highlighting_by_batches_keeps_the_text_and_most_looks(language: str) -> None:
     """Restarting in the middle is not allowed to lose a character, nor to colour differently than one pass over everything."""
     samples = {
@@ -150,7 +154,7 @@ def test_highlighting_by_batches_keeps_the_text_and_most_looks(language: str) ->
         "yaml": "a:\n  - b: 1\n  - 'c'\n",
         "bash": 'for i in a b; do\n  echo "$i" # c\ndone\n',
     }
-    source = (samples.get(language, "let x = 1;\nfn main() { return \"a\"; }\n-- c\n+added\n-gone\n") * 12).split("\n")
+    source = (samples.get(language, 'let x = 1;\nfn main() { return "a"; }\n-- c\n+added\n-gone\n') * 12).split("\n")
     highlighter = Highlighter(language)
     highlighter.append(source)
     lines = [*highlighter.settled, *highlighter.open_lines()]

@@ -76,13 +76,9 @@ class Body:
     def draw(self, width: int, palette: Palette) -> None:
         """Draw everything for this width and these looks, if it is not drawn so already."""
         if width != self._width or palette is not self._palette:
-            self.forget()
+            self._parts, self._tops, self._decided = [], [0], 0
             self._width, self._palette = width, palette
             self.update()
-
-    def forget(self) -> None:
-        """Give the lines' memory back."""
-        self._parts, self._tops, self._decided, self._width = [], [0], 0, 0
 
     def update(self) -> Change:
         """Draw what was pushed since the last time. Its cost does not depend on how much text is there already."""

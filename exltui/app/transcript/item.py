@@ -21,7 +21,7 @@ class Item:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self._body = self._make_body()
+        self._made: Body | None = None  # made when it is first needed: most of a long conversation is never looked at
         self._head: list[Line] = []
         self._foot: list[Line] = []
         self._width = 0
@@ -56,18 +56,20 @@ class Item:
         self._draw_frame()
 
     def forget(self) -> None:
-        """Give the rows' memory back. The height stays known."""
-        self._body.forget()
+        """Give the rows' memory back; the height stays known. Not for an entry that still grows."""
+        self._made = None
         self._head, self._foot, self._width = [], [], 0
 
     def push(self, text: str) -> None:
         """Append text; ``update`` draws it."""
         self.entry.text += text
-        self._body.push(text)
+        if self._made is not None:
+            self._made.push(text)
 
     def close(self) -> None:
         """The text is complete."""
-        self._body.close()
+        if self._made is not None:
+            self._made.close()
 
     def update(self) -> Change:
         """Draw what was pushed. Row numbers are the item's; the rows below the text count as changed with it."""
@@ -98,6 +100,12 @@ class Item:
     def code_blocks(self) -> list[str]:
         """The contents of all code blocks, in the order of their numbers."""
         return self._body.code_blocks()
+
+    @property
+    def _body(self) -> Body:
+        if self._made is None:
+            self._made = self._make_body()
+        return self._made
 
     @property
     def _text_width(self) -> int:

@@ -72,6 +72,7 @@ class Transcript(ScrollView, can_focus=True):
         self._index = {entry.id: index for index, entry in enumerate(entries)}
         self._grown.clear()
         self._drawn.clear()
+        self._tops = [0]
         self._following = True
         if self.current not in self._index:
             self._set_current(None)
@@ -186,7 +187,7 @@ class Transcript(ScrollView, can_focus=True):
         if not width or not self.size.height:
             return
         at = self._item_at(self.scroll_offset.y)
-        share = self._share(at, self.scroll_offset.y)
+        share = self._share(at, self.scroll_offset.y) if at < len(self._tops) - 1 else 0.0
         self._laid_out = width
         for index, item in enumerate(self._items):
             item.estimate(width)
@@ -207,7 +208,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def _share(self, index: int, row: int) -> float:
         """How far down in an item a row is, from 0 to 1."""
-        return (row - self._tops[index]) / max(1, self._items[index].height) if index < len(self._tops) - 1 else 0.0
+        return (row - self._tops[index]) / max(1, self._items[index].height)
 
     def _count(self, first: int = 0) -> None:
         """Sum up the heights from item ``first`` on."""
