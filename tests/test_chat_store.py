@@ -282,6 +282,25 @@ class TestDamage:
             file.write(b"\xa5" * (path.stat().st_size - 4096))
         assert SessionStore(path).rescue is not None
 
+    @pytest.mark.parametrize("block", ["zeroblob(40)", "randomblob(30)", "substr(block, 1, 5)"])
+    def test_a_damaged_index_of_words_is_made_afresh(self, path: Path, block: str):
+        sessions = SessionStore(path)
+        chat = fill(sessions, "alpha")
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            raw.execute(f"UPDATE words_data SET block = {block}")
+            raw.commit()
+        message = chat.add("user", "beta")
+        sessions.close()
+        again = SessionStore(path)
+        with contextlib.suppress(StoreError):
+            again.search("alpha")
+        with contextlib.suppress(StoreError):
+            again.save(chat.header, message)
+        assert again._mended or again.rescue is not None  # while it runs, or at the start
+        again.save(chat.header, message)
+        assert same(again.load(chat.id), chat)
+        assert len(again.search("alpha")) == 2 and len(again.search("beta")) == 1
+
     def test_an_empty_file_is_a_new_one(self, path: Path):
         path.parent.mkdir()
         path.touch()

@@ -234,8 +234,15 @@ def _fit_index(connection: sqlite3.Connection) -> None:
     if not _fts5(connection):
         for trigger in triggers.intersection(_INDEX_TRIGGERS):
             connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
-    elif not triggers.issuperset(_INDEX_TRIGGERS):
+        return
+    if not triggers.issuperset(_INDEX_TRIGGERS):
         rebuild_index(connection)
+    try:
+        connection.execute("SELECT 1 FROM words WHERE words MATCH 'a' LIMIT 1").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "vtable" not in str(error):
+            raise
+        raise _DamagedError(f"the index of words is broken: {error}") from error
 
 
 def _set_aside(path: Path) -> Path:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exltui.chat.database import has_index, open_database, transaction, translated
+from exltui.chat.database import has_index, is_damage, open_database, rebuild_index, transaction, translated
 from exltui.chat.tree import ROLES, STATES, Conversation, Header, Message
 from exltui.errors import StoreError
 from exltui.protocol import Sampling, Stats
@@ -64,6 +64,7 @@ class SessionStore:
         self._now = now
         self._lock = threading.RLock()
         self._owner = _this_process()
+        self._indexed = self._mended = False
         self._connection, self.rescue = open_database(path)
         with self._reading() as db:
             self._indexed = has_index(db)
@@ -185,14 +186,28 @@ class SessionStore:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, translated(self._place):
-            yield self._connection
+            try:
+                yield self._connection
+            except sqlite3.DatabaseError as error:
+                self._mend(error)
+                raise
 
     @contextmanager
     def _writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        with self._lock, translated(self._place):
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            with transaction(self._connection):
-                yield self._connection
+        with self._reading() as db:
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with transaction(db):
+                yield db
+
+    def _mend(self, error: sqlite3.DatabaseError) -> None:
+        """Make the index of words afresh, once, if it may be what is damaged: the check at the start does not look into it.
+
+        The call that noticed still fails; the writer tries again, and then it succeeds.
+        """
+        suspect = is_damage(str(error)) or isinstance(error, sqlite3.IntegrityError)  # no row of ours breaks a constraint
+        if suspect and self._indexed and not self._mended:
+            self._mended = True
+            rebuild_index(self._connection)
 
     def _mark(self, header: Header, messages: Iterable[str], deleted: float | None) -> None:
         self.save(header)
