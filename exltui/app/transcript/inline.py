@@ -14,6 +14,7 @@ from exltui.text import visible
 Look = tuple[str, ...]  # names of styles, outermost first
 Span = tuple[str, Look]
 
+DEEPEST = 60  # levels of nesting that are parsed
 _OPENS = {"strong_open": "strong", "em_open": "emphasis", "s_open": "strike"}
 _MATHS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"))
 
@@ -34,7 +35,8 @@ def _maths(state: StateInline, silent: bool) -> bool:
 
 def _parser() -> MarkdownIt:
     """CommonMark with tables and strikethrough, without HTML (it is shown) and without references (they act at a distance)."""
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
+    parser = MarkdownIt("commonmark", {"maxNesting": DEEPEST})
+    parser.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
     parser.core.ruler.enableOnly(["normalize", "block"])
     parser.inline.ruler.before("escape", "maths", _maths)
     return parser

@@ -10,7 +10,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.segment import Segment
 
-from exltui.app.transcript.inline import PARSER, Look, spans
+from exltui.app.transcript.inline import DEEPEST, PARSER, Look, spans
 from exltui.app.transcript.palette import Palette
 from exltui.app.transcript.table import draw_table
 from exltui.app.transcript.wrap import Line, Run, spaces, wrap
@@ -43,6 +43,8 @@ class Drawing:
         tokens = PARSER.parse("\n".join(self.source))
         leaves = [token.type for token in tokens if token.nesting == 0]
         self.ends_in_code = bool(leaves) and leaves[-1] in _CODE
+        if max((token.level for token in tokens), default=0) > DEEPEST - 4:  # the parser drops what is deeper: shown as it is
+            return wrap([("\n".join(self.source), self.palette[""])], width)
         return self._blocks(tokens, width)
 
     def _blocks(self, tokens: Sequence[Token], width: int, depth: int = 0) -> list[Line]:
