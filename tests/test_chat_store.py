@@ -282,6 +282,35 @@ class TestDamage:
             file.write(b"\xa5" * (path.stat().st_size - 4096))
         assert SessionStore(path).rescue is not None
 
+    @pytest.mark.parametrize("parent", ["nowhere", "itself", "its reply"])
+    def test_a_message_that_lost_its_place_can_still_be_read(self, path: Path, parent: str):
+        sessions = SessionStore(path)
+        chat = fill(sessions)
+        user, reply = chat.path()
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            value = {"nowhere": "nowhere", "itself": user.id, "its reply": reply.id}[parent]
+            raw.execute("UPDATE messages SET parent = ? WHERE id = ?", (value, user.id))
+            raw.commit()
+        assert [m.text for m in sessions.load(chat.id).path()] == [user.text, reply.text]
+
+    @pytest.mark.parametrize("choices", ["", "[]", "{", '{"a": 1}'])
+    def test_the_chat_opens_without_the_places_last_read(self, path: Path, choices: str):
+        sessions = SessionStore(path)
+        chat = fill(sessions)
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            raw.execute("UPDATE sessions SET choices = ?", (choices,))
+            raw.commit()
+        assert sessions.load(chat.id).path() == chat.path()
+
+    def test_a_row_of_nonsense_is_a_sentence(self, path: Path):
+        sessions = SessionStore(path)
+        chat = fill(sessions)
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            raw.execute("UPDATE messages SET role = 'tool'")
+            raw.commit()
+        with pytest.raises(StoreError, match="tool"):
+            sessions.load(chat.id)
+
     @pytest.mark.parametrize("block", ["zeroblob(40)", "randomblob(30)", "substr(block, 1, 5)"])
     def test_a_damaged_index_of_words_is_made_afresh(self, path: Path, block: str):
         sessions = SessionStore(path)

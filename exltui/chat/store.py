@@ -266,8 +266,12 @@ class SessionStore:
 
 def _connected(messages: list[Message]) -> list[Message]:
     """``messages`` with those that lost their parent (to damage) made first messages, so that they can still be read."""
-    ids = {message.id for message in messages}
-    return [m if m.parent is None or m.parent in ids else dataclasses.replace(m, parent=None) for m in messages]
+    seen: set[str] = set()
+    connected = []
+    for message in sorted(messages, key=lambda m: (m.order, m.created, m.id)):
+        connected.append(message if message.parent is None or message.parent in seen else dataclasses.replace(message, parent=None))
+        seen.add(message.id)
+    return connected
 
 
 def _header_row(header: Header) -> tuple[Any, ...]:
@@ -286,7 +290,11 @@ def _clean(text: str) -> str:
 
 
 def _strings(text: str) -> dict[str, str]:
-    values = json.loads(text)
+    """The JSON object ``text``; ``{}`` if it is none, for what it holds is a comfort, not content."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
     return {str(key): str(value) for key, value in values.items()} if isinstance(values, dict) else {}
 
 
