@@ -72,7 +72,7 @@ def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cance
             raise DownloadError(
                 f"{repository.name} is not a model that exltui can load: {problem}", "look for an EXL2 or safetensors version"
             )
-        transfer.remove_tree(partial / ".cache")
+        (partial / ".commit").unlink()
         log.unlink()
     return target
 
@@ -96,6 +96,7 @@ def _hint(log: Path) -> str:
         "RepositoryNotFoundError": "check the spelling; a private repository needs a token in HF_TOKEN",
         "RevisionNotFoundError": "the repository's page lists its branches; EXL2 bit rates are branches",
         "GatedRepoError": "accept the model's terms on its page, and set HF_TOKEN",
+        "DamagedError": "try again; if it stays so, a proxy on the way changes files",
         "UnfitError": "look for an EXL2 or safetensors version",
     }
     return hints.get(kind, "check the network and try again; what was fetched is kept")
