@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,8 @@ def test_loading_to_a_gpu_takes_f16_and_shares_a_tied_head(tmp_path: Path) -> No
     assert {weight.dense().dtype for weight in model.decoder.weights} == {torch.float16}
     assert model.decoder.head.dense().data_ptr() == model.decoder.embedding.data_ptr()
     refuse(tmp_path, "GB free", DeviceError, device="cuda:0", length=1 << 40)
+
+
+def test_the_documentation_names_every_family_and_no_other() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+ForCausalLM)` \|", text, re.MULTILINE)) == set(FAMILIES)
