@@ -22,7 +22,8 @@ from exltui.chat.writer import StoreWriter
 from exltui.errors import StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the app does: it collects text for 0.1 s, then appends it and has it saved. Each word is the time at which it was "generated".
+# What the app does: it collects text for 0.1 s, then appends it and has it saved. Each word is the time at which it was "generated",
+# and goes to the pipe too: the test compares what there was with what was saved, so that a busy machine makes no difference.
 STREAM = """
 import sys, time
 from pathlib import Path
@@ -40,7 +41,8 @@ while True:
     words = []
     for _ in range(10):
         time.sleep(0.01)
-        words.append(f"{time.time():.3f} ")
+        words.append(f"{time.monotonic():.3f} ")
+        print(words[-1], flush=True)
     writer.save(chat.header, chat.append_text(reply.id, "".join(words)))
 """
 
@@ -54,16 +56,15 @@ def test_a_kill_loses_at_most_half_a_second(tmp_path: Path, attempt: int):
     id = child.stdout.readline().strip()
     time.sleep(1.0 + random.Random(attempt).random())
     child.send_signal(signal.SIGKILL)
-    killed = time.time()
-    child.communicate()
+    generated = child.communicate()[0].split()
     assert child.returncode == -signal.SIGKILL
     sessions = SessionStore(path)
     assert sessions.rescue is None
     user, reply = sessions.load(id).path()
     assert (user.text, reply.state, reply.note) == ("Count.", "stopped", INTERRUPTED)
-    times = [float(word) for word in reply.text.split()]
-    assert times == sorted(times) and len(times) > 30
-    assert killed - times[-1] <= 0.5
+    saved = reply.text.split()
+    assert saved == generated[: len(saved)] and len(saved) > 10
+    assert float(generated[-1]) - float(saved[-1]) <= 0.5
     assert [hit.message for hit in sessions.search("Count")][-1] == user.id
 
 
