@@ -93,6 +93,18 @@ def test_a_prompt_at_once_is_the_same_as_token_by_token_and_as_an_uneven_batch(n
     assert nmse(torch.cat(seen["b"]), run(fresh(), Sequence(other, 0, [0], "all"))) <= EXACT
 
 
+@pytest.mark.parametrize("bits", [(16, 16), (8, 4)])
+def test_two_runs_give_the_same_bits(bits: tuple[int, int], tmp_path: Path) -> None:
+    make("Qwen3", tmp_path, head_dim=64)
+    runs = []
+    for _ in range(2):
+        runner = Runner(load(tmp_path), KVCache(load(tmp_path).spec, 2, bits, torch.device("cpu")))
+        parts = [run(runner, Sequence(tokens(260), 0, [1, 0], "all"))]
+        parts += [run(runner, Sequence([i], 260 + i, [1, 0])) for i in range(8)]
+        runs.append(torch.cat(parts))
+    assert torch.equal(*runs)
+
+
 def test_sixteen_bit_weights_are_computed_with_in_f32(tmp_path: Path) -> None:
     for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
         reference = make("Llama", tmp_path / name, dtype=dtype)

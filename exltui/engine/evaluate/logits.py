@@ -21,12 +21,14 @@ Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 def logits(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16), progress: Progress | None = None) -> Tensor:
     """The logits after each of ``ids`` -> [t, v] f32 on the CPU. Raises ContextError and ModelError as ``logit_chunks`` does."""
-    parts = []
+    check_ids(model, ids)
+    found, done = torch.empty(len(ids), model.spec.vocab), 0
     for part in logit_chunks(model, ids, bits=bits):
-        parts.append(part.cpu())
+        found[done : done + len(part)] = part
+        done += len(part)
         if progress is not None:
-            progress(sum(len(done) for done in parts), len(ids))
-    return torch.cat(parts)
+            progress(done, len(ids))
+    return found
 
 
 def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16)) -> Iterator[Tensor]:

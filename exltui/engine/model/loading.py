@@ -61,6 +61,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     checkpoint.on_use = reading.touch
     with room_for(f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, device), device, SMALLER):
         decoder = Decoder(spec, checkpoint, ops, context)
+    checkpoint.on_use = None
     reading.finish()
     weights = decoder.weights
     bits = 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
