@@ -180,6 +180,29 @@ def test_a_full_disk_is_told_once_and_all_is_saved_when_there_is_room(sessions: 
     assert list(again) == list(chat) and len(again.path()[-1].text) == 500_000
 
 
+def test_what_failed_does_not_come_back_over_what_is_newer(sessions: SessionStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
+    save, started, go_on = sessions.save, threading.Event(), threading.Event()
+
+    def fail_once(header, message=None):
+        if not started.is_set():
+            started.set()
+            go_on.wait(5)
+            raise StoreError("full")
+        save(header, message)
+
+    monkeypatch.setattr(sessions, "save", fail_once)
+    writer = StoreWriter(sessions)
+    chat = Conversation()
+    reply = chat.add("assistant", "old", state="streaming")
+    writer.save(chat.header, reply)
+    assert started.wait(5)
+    writer.save(chat.header, chat.append_text(reply.id, " and new"))
+    go_on.set()
+    assert writer.close()
+    assert sessions.load(chat.id).path()[-1].text == "old and new"
+
+
 def test_one_thing_that_cannot_be_saved_does_not_hold_back_the_rest(sessions: SessionStore, monkeypatch: pytest.MonkeyPatch):
     save = sessions.save
 
