@@ -185,3 +185,22 @@ def test_special_tokens_in_the_middle_cost_no_spaces(tmp_path_factory: pytest.Te
     tokenizer = Tokenizer(write_metaspace_tokenizer(tmp_path_factory.getbasetemp() / "metaspace"))
     streamer = TextStreamer(tokenizer.decode)
     assert "".join([streamer.push(i) for i in ids]) + streamer.finish() == tokenizer.decode(ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet="abcde é€😀\n", max_size=30), cut=st.integers(0, 20))
+def test_a_reply_continues_the_prompt_with_its_spaces(tmp_path_factory: pytest.TempPathFactory, text: str, cut: int) -> None:
+    tokenizer = Tokenizer(write_metaspace_tokenizer(tmp_path_factory.getbasetemp() / "metaspace"))
+    ids = tokenizer.encode(text)
+    prompt, reply = ids[:cut], ids[cut:]
+    if "\ufffd" in tokenizer.decode(prompt):
+        return  # cut within a character, which no reply can mend
+    streamer = TextStreamer(tokenizer.decode, (), prompt[-4:])
+    said = "".join([streamer.push(i) for i in reply]) + streamer.finish()
+    assert tokenizer.decode(prompt) + said == text
+
+
+def test_a_prompt_that_ends_within_a_character_does_not_hold_the_reply_back(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(write_tokenizer(tmp_path))
+    streamer = TextStreamer(tokenizer.decode, (), tokenizer.encode("€")[:2])
+    assert "".join(streamer.push(i) for i in tokenizer.encode("ab")) == "ab"

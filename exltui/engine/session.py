@@ -18,10 +18,11 @@ from exltui.engine.model.loading import load_model, resolve_device
 from exltui.engine.ops import native
 from exltui.engine.run.cache import KVCache, parse_cache_mode
 from exltui.engine.run.runner import Runner
-from exltui.errors import BuildError, ModelError
+from exltui.errors import BuildError, DeviceError, ModelError
 from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
+DEFAULT_THREADS = torch.get_num_threads()  # torch counts physical cores, and obeys OMP_NUM_THREADS
 CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
 
 
@@ -52,11 +53,12 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
         raise ModelError(f"{directory}: there is no such directory", "exltui models list shows what there is")
     if options.length is not None and options.length < 1:
         raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
+    if options.threads is not None and options.threads < 1:
+        raise DeviceError(f"{options.threads} threads cannot compute anything", "leave --threads out to use all cores")
     tokenizer = Tokenizer(directory)
     bits = parse_cache_mode(options.cache)
     device = resolve_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(max(options.threads, 1))
+    torch.set_num_threads(DEFAULT_THREADS if options.threads is None else options.threads)
     with contextlib.suppress(BuildError):  # said at HostUp and by the doctor; the references run
         native.register(device.type, lambda done, total: progress("extension", done, total, "files"))
     model = load_model(directory, options, progress, cancelled)

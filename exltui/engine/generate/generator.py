@@ -22,6 +22,7 @@ from exltui.protocol import Done, Event, JobSpec, Prefill, Queued, Text
 from exltui.tokenizer import Tokenizer
 
 MAX_BATCH = 32
+TAIL = 4  # ids of the prompt before which the reply's text is decoded
 
 
 class Generator:
@@ -59,7 +60,7 @@ class Generator:
         ids = list(spec.prompt_ids) if spec.prompt_ids is not None else self._encode(spec)
         self._check(spec, ids)
         stop_ids = self.tokenizer.eos_ids | frozenset(spec.stop_token_ids)
-        streamer = TextStreamer(self.tokenizer.decode, spec.stop_strings)
+        streamer = TextStreamer(self.tokenizer.decode, spec.stop_strings, ids[-TAIL:])
         self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, Sampler(spec.sampling), streamer))
         return [Queued(spec.id, len(ids))]
 

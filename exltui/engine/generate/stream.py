@@ -1,12 +1,12 @@
 """Token ids in, text out, as early as it is certain.
 
-Invariant: the pieces that ``push`` and ``finish`` return join to the decoding of all accepted ids, up to the stop string if one ended
-the text. No piece holds half a character, and none has to be taken back.
+Invariant: the pieces that ``push`` and ``finish`` return join to the decoding of all accepted ids (to what they add to the prompt's last
+ids, where those are given), up to the stop string if one ended the text. No piece holds half a character, and none has to be taken back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
 UNCERTAIN = 3  # a character has at most four bytes, so at most three can stand incomplete at the end
@@ -16,18 +16,23 @@ LONG_WINDOW = 16  # ids; a window grows beyond this only while a model writes br
 class TextStreamer:
     """``decode`` turns ids into text with special tokens left out. Work per token is bounded: only a window of ids is decoded again.
 
+    ``before`` are the last ids of the prompt: what the reply adds to them is its text, so a reply that begins with a space keeps it where
+    a decoder drops the space of the very first word.
+
     The invariant needs a decoder that does not take back whole characters. Byte-level ones never do; those with a byte fall-back do when a
     model writes broken bytes right behind whole ones, and then the stream keeps what it said.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop_strings: tuple[str, ...] = ()) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], stop_strings: tuple[str, ...] = (), before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._stops = tuple(stop for stop in stop_strings if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         # The window: ids whose text is out, kept because decoders treat the very first id differently, then ids that are open.
-        self._context: list[int] = []
+        self._context = list(before[-LONG_WINDOW:])
         self._open: list[int] = []
-        self._known = ""  # the beginning of the window's text, up to which it is out
+        self._known = decode(self._context) if self._context else ""  # the beginning of the window's text, up to which it is out
+        if self._known.endswith(REPLACEMENT):  # a prompt that ends within a character; the reply stands alone
+            self._context, self._known = [], ""
         self._held = ""  # text that is certain but may be the start of a stop string
         self.stop: str | None = None  # the stop string that ended the text
 

@@ -99,9 +99,9 @@ def _check(largest: float) -> None:
 
 
 def sample_cpu(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
-    """``sample`` for logits in the CPU's memory."""
+    """``sample`` on the CPU, wherever the logits are: half a megabyte to copy is less than a GPU's sort of a row."""
     expect("sample", "params", len(params), logits.shape[0])
-    values = logits.numpy()
+    values = logits.cpu().numpy()
     return torch.tensor([_draw(values[i], p) for i, p in enumerate(params)], dtype=torch.int64)
 
 
@@ -152,4 +152,5 @@ def _head(logits: Array, p: SampleParams) -> tuple[Array, float]:
     return ids[np.argsort(-logits[ids], kind="stable")], total
 
 
-register_native("cpu", "sample", sample_cpu)
+for device_type in ("cpu", "cuda"):
+    register_native(device_type, "sample", sample_cpu)
