@@ -50,8 +50,6 @@ class ExltuiApp(App[None]):
     TITLE = "exltui"
     CSS_PATH = "exltui.tcss"
     COMMANDS: ClassVar = {Actions}
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (90, "-medium"), (130, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (30, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(action.binding() for action in APP_ACTIONS if action.keys),
         Binding("question_mark", "help", "Help", show=False),
@@ -59,9 +57,12 @@ class ExltuiApp(App[None]):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-medium"), (130, "-wide")]  # columns: classes of every screen
+        self.VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # rows
         self.parts = parts
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
+        self._draft: str | None = None  # what stands in the prompt and is not saved yet
         self._unsaved: dict[str, Any] = {}
         self._saver: Timer | None = None
         self._saver_lock = threading.Lock()
@@ -69,7 +70,7 @@ class ExltuiApp(App[None]):
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
         self.main = MainScreen(self.observed, parts.sampling, Sampling(), parts.now)
-        self.dialogue = Dialogue(parts.client, self.observed, ScreenView(self), parts.records, self.work_aside)
+        self.dialogue = Dialogue(parts.client, self.observed, ScreenView(self), parts.records, self.work_aside, parts.preparer)
         self.dialogue.sampling = parts.sampling
         self.desk = ModelDesk(self)
 
@@ -102,7 +103,7 @@ class ExltuiApp(App[None]):
             self.parts.notices.append(error)
         for notice in self.parts.notices:
             self.tell(str(notice), notice.hint, error=True)
-        self.parts.records.on_problem = lambda problem: self.call_later(self._saving, problem)
+        self.parts.records.on_problem = self._saving
         self.work_aside(self.parts.records.open, self._opened, self.fail)
         self.desk.start()
         self.watch(self, "theme", lambda theme: self.remember("theme", theme), init=False)
@@ -118,14 +119,16 @@ class ExltuiApp(App[None]):
         self.list_chats()
 
     def _saving(self, problem: ExltuiError | None) -> None:
+        """Called on the writer's thread when saving begins to fail and when it works again."""
         if problem is None:
-            self.tell("All chats are saved again.")
+            self.call_later(self.tell, "All chats are saved again.")
         else:
-            self.fail(problem)
+            self.call_later(self.fail, problem)
 
     def on_unmount(self) -> None:
         with contextlib.suppress(ExltuiError):  # there is no screen left to say it on
             self._save_settings()
+        self._keep_draft()
         self.dialogue.close()
         self.parts.client.close()
         self.parts.records.close()
@@ -152,10 +155,11 @@ class ExltuiApp(App[None]):
             self.dialogue.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
-        if self.main.is_mounted:
+        if self.main.query("#status"):  # not yet, or no longer, at the very start and end
             self.main.status.show(self.observed, self.hints())
             if met:
                 self.main.devices.show()
+        self._keep_draft()
         self.desk.tick()
         if self.observed.busy or self.dialogue.busy or self.desk.busy:
             self._frame.resume()
@@ -215,6 +219,16 @@ class ExltuiApp(App[None]):
         self.main.conversation.name_chat(self.dialogue.conversation.title, model)
 
     # ── the prompt and the messages ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @on(TextArea.Changed, "#prompt")
+    def _typed(self) -> None:
+        self._draft = self.main.prompt.full_text
+
+    def _keep_draft(self) -> None:
+        """Save what is typed and not sent, once in a pulse at most."""
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self.dialogue.keep_draft(draft)
 
     @on(PromptBox.Submitted)
     def _submitted(self, event: PromptBox.Submitted) -> None:
@@ -379,7 +393,7 @@ class ExltuiApp(App[None]):
             return
         self.push_screen(HelpScreen(place_name(self.screen), binding_rows(self.screen)))
 
-    def action_back(self) -> None:
+    def action_escape(self) -> None:
         """Esc: close what is open, else stop the reply, else go back to the prompt."""
         if self.screen is not self.main:
             return

@@ -257,10 +257,8 @@ class Dialogue:
             waiting, self._waiting = self._waiting, []
             for writing in waiting:
                 self._order(writing, event)
-        elif isinstance(event, (protocol.Text, protocol.Done, protocol.Failed)):
-            writing = self._writings.get(event.id)
-            if writing is not None:
-                self._job_event(writing, event)
+        elif isinstance(event, (protocol.Text, protocol.Done, protocol.Failed)) and event.id in self._writings:
+            self._job_event(self._writings[event.id], event)
 
     def _job_event(self, writing: Writing, event: protocol.Text | protocol.Done | protocol.Failed) -> None:
         if isinstance(event, protocol.Text):
@@ -344,10 +342,8 @@ def reply_figures(message: Message) -> str:
     """What stands beside a finished reply: tokens, time and speed."""
     stats = message.stats
     if stats is None:
-        return "stopped" if message.state == "stopped" else ""
+        return ""
     parts = [f"{figures.count(stats.new_tokens)} tok", figures.duration(stats.decode_seconds)]
     if stats.decode_seconds > 0 and stats.new_tokens > 1:
         parts.append(f"{figures.rate(stats.new_tokens / stats.decode_seconds)}/s")
-    if message.state == "stopped":
-        parts.insert(0, "stopped")
     return " · ".join(parts)

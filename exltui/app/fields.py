@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from exltui.app.figures import DASH
 from exltui.errors import SamplingError
@@ -88,7 +89,8 @@ def changed(sampling: Sampling, defaults: Sampling) -> set[str]:
 
 def replaced(sampling: Sampling, name: str, value: Value) -> Sampling:
     """``sampling`` with one setting changed."""
-    return dataclasses.replace(sampling, **{name: value})
+    changes: dict[str, Any] = {name: value}
+    return dataclasses.replace(sampling, **changes)
 
 
 def summary(sampling: Sampling) -> str:

@@ -28,7 +28,7 @@ class Action:
 
 APP_ACTIONS = (
     Action("chat.new", "ctrl+n", "new_chat", "New chat", "Start an empty chat; the old one stays in the list.", "Chat"),
-    Action("chat.stop", "escape", "back", "Stop or close", "Stop the reply that is being written, or close what is open.", "Chat", False),
+    Action("chat.stop", "escape", "escape", "Stop or close", "Stop the reply that is being written, or close what is open.", "Chat", False),
     Action("chat.editor", "ctrl+e", "editor", "Write in $EDITOR", "Open the prompt in your editor.", "Chat"),
     Action("message.up", "alt+up", "message(-1)", "Message above", "Put the message cursor on the message above.", "Messages"),
     Action("message.down", "alt+down", "message(1)", "Message below", "Put the message cursor on the message below.", "Messages"),

@@ -10,6 +10,7 @@ from typing import Any
 from textual.theme import Theme
 
 from exltui.app.library import Library
+from exltui.app.prepare import Preparer
 from exltui.app.records import Records
 from exltui.client import EngineLink
 from exltui.errors import ExltuiError
@@ -27,6 +28,7 @@ class Parts:
     client: EngineLink
     records: Records
     library: Library
+    preparer: Preparer = field(default_factory=Preparer)
     themes: list[Theme] = field(default_factory=list)
     theme: str = "dark"
     keymap: dict[str, str] = field(default_factory=dict)

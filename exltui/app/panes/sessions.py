@@ -104,7 +104,7 @@ class SessionsPane(Vertical):
     def __init__(self, now: Callable[[], float], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._now = now
-        self._rows: list[SessionRow] = []
+        self.rows: list[SessionRow] = []
         self._current: str | None = None
         self._asking = ""
         self.searched = ""
@@ -128,12 +128,12 @@ class SessionsPane(Vertical):
     def chosen(self) -> SessionRow | None:
         """The row under the cursor."""
         index = self.list.highlighted
-        return self._rows[index] if index is not None and index < len(self._rows) else None
+        return self.rows[index] if index is not None and index < len(self.rows) else None
 
     def show(self, rows: Sequence[SessionRow], current: str | None) -> None:
         """Show these chats, keeping the cursor on its chat."""
         keep = self.chosen.id if self.chosen else current
-        self._rows, self._current = list(rows), current
+        self.rows, self._current = list(rows), current
         self._fill(keep)
 
     def on_resize(self) -> None:
@@ -143,12 +143,12 @@ class SessionsPane(Vertical):
         width = self.list.content_region.width or self.content_size.width
         listed = self.list
         listed.clear_options()
-        if not self._rows:
+        if not self.rows:
             text = "Nothing found." if self.searched else "Chats appear here."
             listed.add_option(Option(Content.styled(f" {text}", "$text-muted"), disabled=True))
             return
-        listed.add_options([Option(self._line(row, width - 2), id=row.id) for row in self._rows])
-        ids = [row.id for row in self._rows]
+        listed.add_options([Option(self._line(row, width - 2), id=row.id) for row in self.rows])
+        ids = [row.id for row in self.rows]
         listed.highlighted = ids.index(keep) if keep in ids else 0
 
     def _line(self, row: SessionRow, width: int) -> Content:

@@ -13,7 +13,6 @@ from exltui.app.observed import Observed
 from exltui.app.widgets.bar import bar
 from exltui.text import one_line
 
-
 KEPT = 5  # pieces of this rank and above stay longer than the names of keys
 
 
