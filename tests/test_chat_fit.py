@@ -72,16 +72,16 @@ def test_the_reserve_is_at_most_half_of_the_context():
     assert fit(chat("x" * 40), render, count, context=100, reserve=5000).dropped == 0
 
 
-def test_few_renderings():
-    calls = 0
+def test_the_work_does_not_grow_with_the_chat():
+    lengths = []
 
-    def counted(messages) -> str:
-        nonlocal calls
-        calls += 1
+    def measured(messages) -> str:
+        lengths.append(len(messages))
         return render(messages)
 
-    fit(chat(*["text"] * 2001), counted, count, context=500, reserve=100)
-    assert calls <= 13  # whole, bisection of 1,000, the block
+    fitted = fit(chat(*["text"] * 20001), measured, count, context=500, reserve=100)
+    assert 400 - 4 * 14 <= fitted.prompt_tokens <= 400  # a turn has 14 characters, and four go at once
+    assert len(lengths) <= 16 and max(lengths) <= 4 * len(fitted.messages)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=25), st.booleans(), st.integers(20, 400), st.integers(0, 100))

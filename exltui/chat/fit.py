@@ -9,6 +9,7 @@ from exltui.errors import ContextError
 
 Turn = dict[str, str]
 _BLOCK = 4  # turns
+_LONG = 8  # characters for each token of the context: a chat of more is not even tried whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,16 @@ def fit(
         prompt = render(kept)
         return Fitted(kept, len(messages) - len(kept), prompt, count_tokens(prompt))
 
-    whole = attempt(0)
-    if whole.prompt_tokens <= room:
-        return whole
-    least, best = _fewest(attempt, len(turns) - 1, room)
+    if sum(len(message["content"]) for message in messages) <= _LONG * context:
+        whole = attempt(0)
+        if whole.prompt_tokens <= room:
+            return whole
+    best = _longest(attempt, len(turns), room)
     if best is None:
         raise _too_long(attempt(max(len(turns) - 1, 0)).prompt_tokens, context, context - room, bool(system))
-    block = -(-least // _BLOCK) * _BLOCK
-    return attempt(block) if block > least and len(turns) - block >= _BLOCK else best
+    dropped, fitted = best
+    block = -(-dropped // _BLOCK) * _BLOCK
+    return attempt(block) if block > dropped and len(turns) - block >= _BLOCK else fitted
 
 
 def _turns(messages: Sequence[Turn]) -> list[list[Turn]]:
@@ -63,18 +66,28 @@ def _turns(messages: Sequence[Turn]) -> list[list[Turn]]:
     return turns
 
 
-def _fewest(attempt: Callable[[int], Fitted], most: int, room: int) -> tuple[int, Fitted | None]:
-    """The smallest number of turns (1 to ``most``) to drop so that the rest fits, by bisection; ``None`` if even ``most`` do not do."""
-    low, high = 1, most
-    best: Fitted | None = None
+def _longest(attempt: Callable[[int], Fitted], turns: int, room: int) -> tuple[int, Fitted] | None:
+    """The fewest turns to drop so that the rest fits, with that rest; ``None`` if not even the last turn fits.
+
+    Goes from the end in doubling steps, then bisects: the work depends on the context, not on the length of the chat.
+    """
+    kept, reach = 0, 1
+    best: tuple[int, Fitted] | None = None
+    while kept < reach <= turns:
+        fitted = attempt(turns - reach)
+        if fitted.prompt_tokens > room:
+            break
+        kept, best = reach, (turns - reach, fitted)
+        reach = min(2 * reach, turns)
+    low, high = kept + 1, reach - 1
     while low <= high:
         middle = (low + high) // 2
-        fitted = attempt(middle)
+        fitted = attempt(turns - middle)
         if fitted.prompt_tokens <= room:
-            best, high = fitted, middle - 1
+            best, low = (turns - middle, fitted), middle + 1
         else:
-            low = middle + 1
-    return low, best
+            high = middle - 1
+    return best
 
 
 def _too_long(tokens: int, context: int, reserve: int, system: bool) -> ContextError:
