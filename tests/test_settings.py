@@ -1,0 +1,131 @@
+"""settings.toml: read, refused with the key's name, changed with its comments kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exltui import paths
+from exltui.errors import SettingsError
+from exltui.protocol import LoadOptions, Sampling
+from exltui.settings import Settings, read_settings, remember
+
+FULL = """\
+# mine
+models_dirs = ["~/models", "/data/models"]
+theme = "light"   # for the day
+model = "smollm2-135m"
+
+[sampling]
+temperature = 1
+top_k = 20
+seed = 7
+
+[load]
+length = 4096
+cache = "q8"
+rope_alpha = 2.5
+
+[keys]
+stop = "ctrl+x"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "settings.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_a_file_the_defaults(tmp_path: Path) -> None:
+    assert read_settings(tmp_path / "nothing.toml") == Settings()
+    assert read_settings() == Settings()  # the tests' own home has none
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, FULL))
+    assert settings.models_dirs == ("~/models", "/data/models")
+    assert (settings.theme, settings.model, settings.last_model) == ("light", "smollm2-135m", "")
+    assert settings.sampling == Sampling(temperature=1.0, top_k=20, seed=7)
+    assert isinstance(settings.sampling.temperature, float)
+    assert settings.load == LoadOptions(length=4096, cache="q8", rope_alpha=2.5)
+    assert settings.keys == {"stop": "ctrl+x"}
+
+
+def test_folders_in_their_order(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, FULL))
+    assert settings.folders([Path("/first")]) == [Path("/first"), paths.models_dir(), Path("~/models").expanduser(), Path("/data/models")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("theme = 3", "theme must be a text in quotes, it is 3"),
+        ("colour = 'red'", "colour is not a setting"),
+        ("models_dirs = 'x'", "models_dirs must be a list"),
+        ("models_dirs = ['x', 1]", "models_dirs, entry 2 must be a text"),
+        ("sampling = 1", "sampling must be a table"),
+        ("[sampling]\ntemperature = 'hot'", "sampling.temperature must be a number"),
+        ("[sampling]\ntop_k = 1.5", "sampling.top_k must be a whole number"),
+        ("[sampling]\ntop_k = true", "sampling.top_k must be a whole number"),
+        ("[sampling]\nheat = 1", "sampling.heat is not a setting"),
+        ("[load]\nthreads = '4'", "load.threads must be a whole number"),
+        ("[keys]\nstop = 1", "keys.stop must be a text"),
+        ("theme = ", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(tmp_path: Path, text: str, words: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as caught:
+        read_settings(file)
+    assert words in str(caught.value) and str(file) in str(caught.value) and caught.value.hint
+
+
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"theme = '\xff'")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_settings(file)
+    with pytest.raises(SettingsError, match="cannot be saved"):
+        remember("theme", "dark", file)
+    assert file.read_bytes() == b"theme = '\xff'"
+
+
+def test_a_change_keeps_all_else(tmp_path: Path) -> None:
+    file = write(tmp_path, FULL)
+    remember("theme", "dark", file)
+    assert file.read_text() == FULL.replace('"light"', '"dark"')
+    remember("last_model", "/data/models/other", file)
+    remember("models_dirs", ("/a",), file)
+    settings = read_settings(file)
+    assert (settings.last_model, settings.models_dirs, settings.keys) == ("/data/models/other", ("/a",), {"stop": "ctrl+x"})
+    assert file.read_text().startswith("# mine\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["settings.toml"]
+
+
+def test_sampling_is_written_where_it_differs_from_the_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, FULL)
+    wanted = Sampling(temperature=0.3, min_p=0.1)
+    remember("sampling", wanted, file)
+    assert read_settings(file).sampling == wanted
+    assert "top_k" not in file.read_text() and "seed" not in file.read_text()
+    remember("sampling", Sampling(), file)
+    assert read_settings(file).sampling == Sampling()
+
+
+def test_the_first_setting_makes_file_and_folder() -> None:
+    remember("theme", "light")
+    assert paths.settings_file().read_text() == 'theme = "light"\n'
+    assert read_settings().theme == "light"
+    before = paths.settings_file().stat().st_mtime_ns
+    remember("theme", "light")  # nothing changes, nothing is written
+    assert paths.settings_file().stat().st_mtime_ns == before
+    paths.settings_file().unlink()
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="theme cannot be saved") as caught:
+        remember("theme", "dark", tmp_path / "file" / "settings.toml")
+    assert caught.value.hint
