@@ -400,6 +400,18 @@ class TestFullDisk:
         sessions.save(chat.header, long)  # there is room again
         assert same(sessions.load(chat.id), chat)
 
+    def test_opening_on_a_full_disk_is_a_sentence_and_does_no_harm(self, path: Path):
+        with largest_file(4096), pytest.raises(StoreError) as caught:
+            SessionStore(path)
+        assert "\n" not in str(caught.value) and caught.value.hint
+        sessions = SessionStore(path)
+        chat = fill(sessions)
+        sessions.close()
+        with largest_file(4096), contextlib.suppress(StoreError):
+            SessionStore(path).close()
+        again = SessionStore(path)
+        assert again.rescue is None and same(again.load(chat.id), chat)
+
     def test_a_database_at_its_limit(self, path: Path):
         sessions = SessionStore(path)
         chat = fill(sessions)
