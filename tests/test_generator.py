@@ -282,15 +282,15 @@ def test_the_scheduler_itself_costs_little_a_token() -> None:
     def timed(function):
         def call(*arguments):
             nonlocal inside
-            started = time.perf_counter()
+            started = time.thread_time()
             result = function(*arguments)
-            inside += time.perf_counter() - started
+            inside += time.thread_time() - started
             return result
 
         return call
 
     generator.runner.step, generator.runner.model.ops.sample = timed(inner), timed(draw)
-    started = time.perf_counter()
+    started = time.thread_time()
     run(generator)
     steps = generator.runner.steps
-    assert (time.perf_counter() - started - inside) / steps < 1e-3
+    assert (time.thread_time() - started - inside) / steps < 1e-3

@@ -85,7 +85,7 @@ def toy_session() -> SimpleNamespace:
     model = generator.runner.model
     model.name, model.format, model.bits_per_weight, model.parameters = "toy", "f32", 32.0, 1
     model.spec.architecture, model.spec.trained_context = "Toy", 2000
-    return SimpleNamespace(runner=generator.runner, generator=generator, close=lambda: None)
+    return SimpleNamespace(runner=generator.runner, generator=generator, close=lambda: None, problem="")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_start_does_not_wait_for_torch() -> None:
     client = Client()
     started = time.perf_counter()
     client.start()
-    assert time.perf_counter() - started < 0.3
+    assert time.perf_counter() - started < 0.5  # torch alone takes more than a second
     client.close(PATIENCE)
 
 
@@ -176,7 +176,7 @@ def test_cancel_ends_a_job_soon_and_keeps_its_text(toy: SimpleNamespace, toy_tal
     sent = time.monotonic()
     toy_talk.client.send(Cancel("job"))
     done = toy_talk.answer("job")
-    assert time.monotonic() - sent < 0.3
+    assert time.monotonic() - sent < 1.0  # a step takes 0.02 s; the rest is for busy machines
     assert isinstance(done, Done)
     assert done.stats.stop_reason == "cancelled"
     assert toy_talk.text("job") == toy.generator.tokenizer.decode(list(done.token_ids))
@@ -251,13 +251,22 @@ def test_an_unexpected_error_while_loading_is_a_load_failed(toy: SimpleNamespace
     assert isinstance(talk.answer("again"), Loaded)
 
 
+def test_kernels_that_do_not_compile_are_reported(toy: SimpleNamespace, talk: Talk) -> None:
+    toy.problem = "the native extension does not compile: no; do this"
+    talk.client.send(Load("load", "/toy"))
+    up = talk.until(lambda e: isinstance(e, HostUp) and bool(e.note))
+    assert isinstance(up, HostUp)
+    assert (up.native, up.note) == (False, toy.problem)
+    assert isinstance(talk.answer("load"), Loaded)
+
+
 def test_closing_answers_what_runs_and_what_waits(toy: SimpleNamespace, toy_talk: Talk) -> None:
     toy.generator.tokenizer.eos_ids = frozenset()
     toy_talk.client.send(Submit(JobSpec("runs", prompt="abc", sampling=Sampling(seed=1))))
     toy_talk.until(lambda e: isinstance(e, Text))
     started = time.monotonic()
     toy_talk.client.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
     toy_talk.heard += toy_talk.client.poll()
     done = toy_talk.answer("runs")
     assert isinstance(done, Done)

@@ -179,6 +179,9 @@ class Host:
             time.perf_counter() - started,
         )
         self._emit(loaded)
+        if session.problem:  # that a compiler is there says little about what it makes of the kernels
+            log.warning("the references run: %s", session.problem)
+            self._emit(replace(_host_up(), native=False, note=session.problem))
 
     def _unload(self) -> None:
         if self._session is not None:

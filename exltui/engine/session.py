@@ -35,6 +35,7 @@ class Session:
     runner: Runner
     generator: Generator
     tokenizer: Tokenizer
+    problem: str = ""  # why there are no native kernels, and the command that mends it
 
     def close(self) -> None:
         """Let go of weights and cache; their memory goes back to the system. The session must not be used any more."""
@@ -59,10 +60,13 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     bits = parse_cache_mode(options.cache)
     device = resolve_device(options.device)
     torch.set_num_threads(DEFAULT_THREADS if options.threads is None else options.threads)
-    with contextlib.suppress(BuildError):  # said at HostUp and by the doctor; the references run
+    problem = ""
+    try:
         native.register(device.type, lambda done, total: progress("extension", done, total, "files"))
+    except BuildError as error:  # the references run instead
+        problem = f"{error}; {error.hint}"
     model = load_model(directory, options, progress, cancelled)
     cache = KVCache(model.spec, pages_for(model.context), bits, device)
     runner = Runner(model, cache)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
-    return Session(runner, Generator(runner, tokenizer, model.context, max(chunk, 1)), tokenizer)
+    return Session(runner, Generator(runner, tokenizer, model.context, max(chunk, 1)), tokenizer, problem)
