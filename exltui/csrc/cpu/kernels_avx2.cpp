@@ -7,6 +7,8 @@
 #endif
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "half.h"
 #include "kernels.h"
 
@@ -25,7 +27,36 @@ struct V {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
   }
+  static V from_codes8(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+  }
+  static V from_codes4(const uint8_t* p) {  // low nibble first
+    int32_t bytes;
+    __builtin_memcpy(&bytes, p, 4);
+    const __m128i both = _mm_cvtsi32_si128(bytes), mask = _mm_set1_epi8(15);
+    const __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(both, mask), _mm_and_si128(_mm_srli_epi16(both, 4), mask));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes))};
+  }
   static V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static V add(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
+  static V sub(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  static V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static void transpose(V (&m)[8]) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_ps(m[i].v, m[i + 1].v);
+      a[i + 1] = _mm256_unpackhi_ps(m[i].v, m[i + 1].v);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+        b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+      }
+    for (int i = 0; i < 4; ++i) {
+      m[i].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+      m[i + 4].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void to_half(uint16_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   float total() const {
@@ -45,11 +76,17 @@ struct VI {
   V to_float() const { return {_mm256_cvtepi32_ps(v)}; }
 };
 
-#include "kernels_impl.h"
+namespace {
+#include "rows_impl.h"
+#include "dense_impl.h"
+#include "packed_impl.h"
+#include "many_impl.h"
+#include "attend_impl.h"
+}  // namespace
 
 }  // namespace avx2
 
-const Kernels kernels_avx2{"avx2", avx2::dense, avx2::exl2, avx2::gptq, avx2::norm, avx2::activate, avx2::attend, avx2::to_half};
+const Kernels kernels_avx2{"avx2", avx2::TILE, avx2::few, avx2::many, avx2::norm, avx2::activate, avx2::rotate, avx2::store, avx2::attend};
 
 }  // namespace exltui
 #if defined(__clang__)

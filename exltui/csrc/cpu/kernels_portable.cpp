@@ -1,5 +1,6 @@
 // Plain C++: 8 floats in an array, for every processor that has no copy of its own.
 #include <cstdint>
+#include <type_traits>
 
 #include "half.h"
 #include "kernels.h"
@@ -32,9 +33,39 @@ struct V {
     for (int i = 0; i < WIDTH; ++i) r.v[i] = bf16_to_float(p[i]);
     return r;
   }
+  static V from_codes8(const uint8_t* p) {
+    V r;
+    for (int i = 0; i < WIDTH; ++i) r.v[i] = static_cast<float>(p[i]);
+    return r;
+  }
+  static V from_codes4(const uint8_t* p) {  // low nibble first
+    V r;
+    for (int i = 0; i < WIDTH; ++i) r.v[i] = static_cast<float>(p[i / 2] >> (i % 2 * 4) & 15);
+    return r;
+  }
   static V fma(V a, V b, V c) {
     for (int i = 0; i < WIDTH; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
+  }
+  static V add(V a, V b) {
+    for (int i = 0; i < WIDTH; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static V sub(V a, V b) {
+    for (int i = 0; i < WIDTH; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static V mul(V a, V b) {
+    for (int i = 0; i < WIDTH; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  static void transpose(V (&m)[WIDTH]) {
+    for (int i = 0; i < WIDTH; ++i)
+      for (int j = 0; j < i; ++j) {
+        const float kept = m[i].v[j];
+        m[i].v[j] = m[j].v[i];
+        m[j].v[i] = kept;
+      }
   }
   void store(float* p) const {
     for (int i = 0; i < WIDTH; ++i) p[i] = v[i];
@@ -75,12 +106,17 @@ struct VI {
   }
 };
 
-#include "kernels_impl.h"
+namespace {
+#include "rows_impl.h"
+#include "dense_impl.h"
+#include "packed_impl.h"
+#include "many_impl.h"
+#include "attend_impl.h"
+}  // namespace
 
 }  // namespace portable
 
-const Kernels kernels_portable{"portable", portable::dense,    portable::exl2,   portable::gptq,
-                               portable::norm, portable::activate, portable::attend, portable::to_half};
+const Kernels kernels_portable{"portable", portable::TILE, portable::few, portable::many, portable::norm, portable::activate, portable::rotate, portable::store, portable::attend};
 
 const Kernels& choose(const char* cap) {
   const char first = cap[0];

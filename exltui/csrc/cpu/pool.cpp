@@ -3,7 +3,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -22,54 +21,60 @@ namespace {
 // a moment before it sleeps.
 constexpr auto PATIENCE = std::chrono::microseconds(60);
 
-struct Job {
-  int64_t count, grain;
-  Task task;
-  void* context;
-  int parts;
-};
+// Ranges for each thread: few enough to cost nothing, enough to even out.
+constexpr int RANGES = 4;
 
 class Pool {
  public:
-  ~Pool() { stop(); }
-
   void resize(int count) {
     std::lock_guard<std::mutex> run_lock(run_);
     if (count == size()) return;
     stop();
     quit_ = false;
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this, i, seen = round_.load()] { work(i, seen); });
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this, seen = round_.load()] { work(seen); });
   }
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  void run(int64_t count, int64_t grain, Task task, void* context) {
+  void run(int64_t count, Task task, void* context) {
+    if (count <= 0) return;
     std::lock_guard<std::mutex> run_lock(run_);
-    const int64_t units = (count + grain - 1) / grain;
-    job_ = {count, grain, task, context, static_cast<int>(units < size() ? units : size())};
-    if (job_.parts <= 1) {
-      if (count > 0) task(0, count, 0, context);
-      return;
-    }
-    left_.store(size() - 1, std::memory_order_relaxed);
+    if (workers_.empty() || count == 1) return task(0, count, context);
+    const int64_t most = int64_t{RANGES} * size(), ranges = count < most ? count : most;
+    // Nobody reads these now: a worker reads them only after taking a range, and every range of the last round is done.
+    count_ = count;
+    ranges_ = ranges;
+    task_ = task;
+    context_ = context;
+    left_.store(ranges, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(sleep_);
-      round_.fetch_add(1, std::memory_order_release);
+      const uint64_t round = round_.load(std::memory_order_relaxed) + 1;
+      tickets_.store(round << 32 | static_cast<uint64_t>(ranges), std::memory_order_release);
+      round_.store(round, std::memory_order_release);
     }
     if (sleepers_.load() > 0) wake_.notify_all();
-    part(0);
-    while (left_.load(std::memory_order_acquire) > 0) EXLTUI_PAUSE();
+    take_ranges();
+    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; ++spins) {
+      if (spins < 4096) EXLTUI_PAUSE();
+      else std::this_thread::yield();
+    }
   }
 
  private:
-  void part(int worker) {
-    if (worker >= job_.parts) return;
-    const int64_t units = (job_.count + job_.grain - 1) / job_.grain;
-    const int64_t begin = units * worker / job_.parts * job_.grain, stop = units * (worker + 1) / job_.parts * job_.grain;
-    job_.task(begin, stop < job_.count ? stop : job_.count, worker, job_.context);
+  // Tickets: the round in the upper half, the number of ranges not yet taken in the lower.
+  void take_ranges() {
+    uint64_t ticket = tickets_.load(std::memory_order_acquire);
+    while ((ticket & 0xffffffffu) != 0) {
+      if (!tickets_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      const int64_t range = ranges_ - static_cast<int64_t>(ticket & 0xffffffffu);
+      task_(count_ * range / ranges_, count_ * (range + 1) / ranges_, context_);
+      left_.fetch_sub(1, std::memory_order_acq_rel);
+      ticket = tickets_.load(std::memory_order_acquire);
+    }
   }
 
-  void work(int worker, uint64_t seen) {
+  void work(uint64_t seen) {
     for (;;) {
       const auto deadline = std::chrono::steady_clock::now() + PATIENCE;
       while (round_.load(std::memory_order_acquire) == seen && !quit_) {
@@ -82,9 +87,8 @@ class Pool {
         }
       }
       if (quit_) return;
-      seen = round_.load();
-      part(worker);
-      left_.fetch_sub(1, std::memory_order_release);
+      seen = round_.load(std::memory_order_acquire);
+      take_ranges();
     }
   }
 
@@ -101,10 +105,13 @@ class Pool {
   std::vector<std::thread> workers_;
   std::mutex run_, sleep_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> round_{0};
-  std::atomic<int> left_{0}, sleepers_{0};
+  std::atomic<uint64_t> round_{0}, tickets_{0};
+  std::atomic<int64_t> left_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> quit_{false};
-  Job job_{};
+  int64_t count_ = 0, ranges_ = 0;
+  Task task_ = nullptr;
+  void* context_ = nullptr;
 };
 
 Pool& pool() {
@@ -117,6 +124,6 @@ Pool& pool() {
 
 void set_threads(int count) { pool().resize(count < 1 ? 1 : count); }
 int threads() { return pool().size(); }
-void parallel(int64_t count, int64_t grain, Task task, void* context) { pool().run(count, grain, task, context); }
+void parallel(int64_t count, Task task, void* context) { pool().run(count, task, context); }
 
 }  // namespace exltui
