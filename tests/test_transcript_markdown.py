@@ -156,6 +156,11 @@ def test_a_wide_table_wraps_its_cells() -> None:
     ]
 
 
+def test_a_table_with_too_many_columns_becomes_records() -> None:
+    source = "| aa | bb | cc |\n|--|--|--|\n| 1 | 2 | 3 |\n| 4 | 5 | 6 |"
+    assert texts(source, 8) == ["aa: 1", "bb: 2", "cc: 3", "────────", "aa: 4", "bb: 5", "cc: 6"]
+
+
 def test_a_table_with_missing_cells() -> None:
     assert texts("| a | b |\n|--|--|\n| 1 |") == ["a │ b", "──┼──", "1 │"]
 

@@ -36,24 +36,31 @@ class Item:
 
     @property
     def drawn(self) -> bool:
-        """Whether rows are at hand."""
+        """Whether rows are at hand, of whatever width."""
         return self._width > 0
+
+    def drawn_for(self, width: int) -> bool:
+        """Whether rows of this width are at hand."""
+        return 0 < width == self._width
 
     def estimate(self, width: int) -> None:
         """Set ``height`` to a guess for this width, unless it is known."""
-        if self._measured != width:
+        if self._width == width:
+            self._count_rows()
+        elif self._measured != width:
             room = max(8, min(width, WIDEST) - indent(width) - 1)
             text = self.entry.text[:LONGEST_SHOWN]
             self.height = 2 + max(1, text.count("\n") + len(text) // room) if self.is_message else 2
+            self._measured = 0
 
     def draw(self, width: int, palette: Palette) -> None:
         """Draw all rows for this width and these looks, if they are not."""
-        if width == self._width and palette is self._palette:
-            return
-        self._width, self._palette = width, palette
-        if self.is_message:
-            self._body.draw(self._text_width, palette)
-        self._draw_frame()
+        if width != self._width or palette is not self._palette:
+            self._width, self._palette = width, palette
+            if self.is_message:
+                self._body.draw(self._text_width, palette)
+            self._draw_frame()
+        self._count_rows()
 
     def forget(self) -> None:
         """Give the rows' memory back; the height stays known. Not for an entry that still grows."""
@@ -138,6 +145,9 @@ class Item:
             if self._body.height == 0 and entry.state == "streaming":
                 self._foot.append(Line((spaces(indent(self._width)), Segment("…", palette["meta"])), -1))
             self._foot.append(_BLANK)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
         body = self._body.height if self.is_message else 0
         self.height, self._measured = len(self._head) + body + len(self._foot), self._width
 

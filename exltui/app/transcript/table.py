@@ -22,6 +22,8 @@ def draw_table(rows: Sequence[Sequence[Cell]], width: int, rule: Style) -> list[
         return []
     natural = [max((_cells(row[at][0]) for row in rows if at < len(row)), default=1) for at in range(count)]
     columns = fit_columns([max(1, cells) for cells in natural], width - len(_BETWEEN) * (count - 1))
+    if sum(columns) + len(_BETWEEN) * (count - 1) > width:
+        return _draw_records(rows, width, rule)
     lines: list[Line] = []
     for index, row in enumerate(rows):
         lines += _draw_row(row, columns, rule, blank=index > 1 and _tall(rows[1:], columns))
@@ -67,6 +69,17 @@ def _draw_row(row: Sequence[Cell], columns: Sequence[int], rule: Style, *, blank
             left = free if align == "right" else free // 2 if align == "center" else 0
             segments += [spaces(left), *line.segments, spaces(free - left if at < len(columns) - 1 else 0)]
         lines.append(Line(tuple(segment for segment in segments if segment.text)))
+    return lines
+
+
+def _draw_records(rows: Sequence[Sequence[Cell]], width: int, rule: Style) -> list[Line]:
+    """A table with more columns than there is room for: each row as a list of "head: value"."""
+    lines: list[Line] = []
+    for row in rows[1:] or rows:
+        if lines:
+            lines.append(Line((Segment("─" * min(width, 12), rule),)))
+        for head, (runs, _) in zip(rows[0], row, strict=False):
+            lines += wrap([*head[0], (": ", rule), *runs] if rows[1:] else runs, width)
     return lines
 
 

@@ -103,17 +103,21 @@ class Transcript(ScrollView, can_focus=True):
             item.entry.meta, item.entry.state, item.entry.hint = meta, state, hint
             item.close()
             self._grown.discard(id)
-            if self._laid_out:
+            if item.drawn_for(self._laid_out):
                 self._grow(self._index[id])
                 self._refresh_rows(self._tops[self._index[id]], 1)
+            else:
+                item.forget()
 
     def set_meta(self, id: str, meta: str) -> None:
         """Replace what stands at the right end of an entry's first line."""
         if id in self._index and (item := self._items[self._index[id]]).entry.meta != meta:
             item.entry.meta = meta
-            if item.drawn:
+            if item.drawn_for(self._laid_out):
                 item.reframe()
                 self._refresh_rows(self._tops[self._index[id]], 1)
+            else:
+                item.forget()
 
     def clear(self) -> None:
         """Show nothing."""
@@ -163,10 +167,12 @@ class Transcript(ScrollView, can_focus=True):
     def on_resize(self) -> None:
         if self.size.width != self._laid_out:
             self._lay_out()
-        elif self._following:
+            return
+        if self._following:
             self._move_to_end()
         else:
             self._move_to(self.scroll_offset.y)
+        self.refresh()
 
     def notify_style_update(self) -> None:
         """The theme or a style sheet changed: what is in view is drawn anew, the rest when it comes into view."""
@@ -336,7 +342,7 @@ class Transcript(ScrollView, can_focus=True):
     def _grow(self, index: int) -> None:
         """Draw one item's new text and ask for a repaint of the cells that changed."""
         item, top, height = self._items[index], self._tops[index], self._items[index].height
-        if not item.drawn:
+        if not item.drawn_for(self._laid_out):
             return
         change = item.update()
         row = self.scroll_offset.y
@@ -438,22 +444,30 @@ class Transcript(ScrollView, can_focus=True):
         """The selected text as it was written: wrapped lines in one, without indents and bars."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(item.entry.text for item in self._items), "\n"
+        if not self._items:
+            return None
         first = selection.start.y if selection.start else 0
         last = min(selection.end.y if selection.end else self._tops[-1] - 1, self._tops[-1] - 1)
         copied = ""
-        for row in range(first, last + 1):
-            span, index = selection.get_span(row), self._item_at(row)
-            if span is None:
+        for index in range(self._item_at(first), self._item_at(last) + 1):
+            item, top, bottom = self._items[index], self._tops[index], self._tops[index + 1]
+            if not item.drawn_for(self._laid_out) and first <= top and bottom - 1 <= last:
+                copied += f"\n{item.entry.text}\n"  # selected as a whole and far away: as it was written
                 continue
-            if not self._items[index].drawn:
-                self._draw(index)
-            line = self._row(row)
-            if line is None:
-                continue
-            text = line.text[: None if span[1] == -1 else span[1]]
-            text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
-            copied += (line.join if row > first else "") + text
+            if self._draw(index) != bottom - top:
+                self._count(index)
+            for row in range(max(first, top), min(last + 1, bottom)):
+                copied += self._selected_text(row, selection, first_row=row == first)
         return copied.strip("\n"), "\n"
+
+    def _selected_text(self, row: int, selection: Selection, *, first_row: bool) -> str:
+        """What a selection copies of one row, with what joins it to the row above."""
+        line, span = self._row(row), selection.get_span(row)
+        if line is None or span is None:
+            return ""
+        text = line.text[: None if span[1] == -1 else span[1]]
+        text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
+        return ("" if first_row else line.join) + text
 
 
 def _without_first_cell(segments: tuple[Segment, ...]) -> list[Segment]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from textual import events
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from exltui.text import visible
@@ -72,6 +73,10 @@ class PromptBox(TextArea):
         """Start a new line where the cursor is."""
         self.replace("\n", *self.selection, maintain_selection_offset=False)
         self.scroll_cursor_visible()
+
+    def render_line(self, y: int) -> Strip:
+        """A row; an empty one where there is no room at all, for which the text area cannot wrap its placeholder."""
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(self.size.width)
 
     async def _on_key(self, event: events.Key) -> None:
         if event.key in SEND:
