@@ -112,8 +112,16 @@ def _value(hint: Any, value: Any, file: Path, key: str) -> Any:
     if origin is tuple:
         return tuple(_of(str, item, file, f"{key}, entry {i + 1}") for i, item in enumerate(_of(list, value, file, key)))
     if origin is dict:
-        return {name: _of(str, item, file, f"{key}.{name}") for name, item in _of(dict, value, file, key).items()}
+        return {name: _of(str, item, file, f"{key}.{name}") for name, item in _flat(_of(dict, value, file, key)).items()}
     return float(_of(float, value, file, key)) if hint is float else _of(hint, value, file, key)
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """``chat.new = "f6"`` is a table within a table to TOML, and one name here."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value})
+    return flat
 
 
 def _of(kind: type, value: Any, file: Path, key: str) -> Any:

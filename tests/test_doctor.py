@@ -17,7 +17,7 @@ from exltui.cli.checks import Finding
 def examine(folder: Path) -> dict[str, Finding]:
     """The findings by check; of several the last one that is not ok."""
     found: dict[str, Finding] = {}
-    for finding in checks.examine([folder]):
+    for finding in checks.examine([folder], lambda done, total: None):
         if finding.check not in found or finding.state != "ok":
             found[finding.check] = finding
     return found
@@ -53,7 +53,7 @@ def test_an_extension_that_does_not_build_is_slow_but_not_wrong(monkeypatch: pyt
     from exltui.engine.ops import native
     from exltui.errors import BuildError
 
-    def fail(kind: str) -> None:
+    def fail(kind: str, progress: object) -> None:
         raise BuildError("the native extension does not compile: boom", "report it")
 
     monkeypatch.setattr(native, "register", fail)

@@ -29,6 +29,8 @@ rope_alpha = 2.5
 
 [keys]
 stop = "ctrl+x"
+chat.new = "f6"
+"chat.stop" = "f7"
 """
 
 
@@ -50,7 +52,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     assert settings.sampling == Sampling(temperature=1.0, top_k=20, seed=7)
     assert isinstance(settings.sampling.temperature, float)
     assert settings.load == LoadOptions(length=4096, cache="q8", rope_alpha=2.5)
-    assert settings.keys == {"stop": "ctrl+x"}
+    assert settings.keys == {"stop": "ctrl+x", "chat.new": "f6", "chat.stop": "f7"}
 
 
 def test_folders_in_their_order(tmp_path: Path) -> None:
@@ -72,6 +74,7 @@ def test_folders_in_their_order(tmp_path: Path) -> None:
         ("[sampling]\nheat = 1", "sampling.heat is not a setting"),
         ("[load]\nthreads = '4'", "load.threads must be a whole number"),
         ("[keys]\nstop = 1", "keys.stop must be a text"),
+        ("[keys]\nchat.stop = 1", "keys.chat.stop must be a text"),
         ("theme = ", "cannot be read"),
     ],
 )
@@ -99,7 +102,11 @@ def test_a_change_keeps_all_else(tmp_path: Path) -> None:
     remember("last_model", "/data/models/other", file)
     remember("models_dirs", ("/a",), file)
     settings = read_settings(file)
-    assert (settings.last_model, settings.models_dirs, settings.keys) == ("/data/models/other", ("/a",), {"stop": "ctrl+x"})
+    assert (settings.last_model, settings.models_dirs, settings.keys) == (
+        "/data/models/other",
+        ("/a",),
+        {"stop": "ctrl+x", "chat.new": "f6", "chat.stop": "f7"},
+    )
     assert file.read_text().startswith("# mine\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["settings.toml"]
 

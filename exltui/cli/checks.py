@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from exltui.errors import BuildError, SettingsError
 from exltui.models.catalog import find_models
 from exltui.settings import read_settings
 
+Progress = Callable[[int, int], None]
 PACKAGES = ("numpy", "safetensors", "tokenizers", "textual", "jinja2", "huggingface_hub", "gguf", "tomlkit")
 VARIABLES = ("CXX", "TORCH_CUDA_ARCH_LIST", "EXLTUI_ISA", "HF_ENDPOINT", "HF_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 MIN_FREE = 2_000_000_000  # bytes
@@ -32,15 +33,15 @@ class Finding:
     fix: str = ""
 
 
-def examine(folders: Sequence[Path]) -> Iterator[Finding]:
-    """All findings, as they are made: building the extension takes a while."""
+def examine(folders: Sequence[Path], progress: Progress) -> Iterator[Finding]:
+    """All findings, as they are made: building the extension takes a while, and ``progress`` gets its (files done, files in all)."""
     yield Finding("exltui", "ok", f"{exltui.__version__}, {paths.package_dir()}")
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}")
     yield from _packages()
     yield _settings()
     yield from _torch()
     yield _compiler()
-    yield from _extensions()
+    yield from _extensions(progress)
     yield _terminal()
     yield from _models(folders)
     yield _disk()
@@ -101,7 +102,7 @@ def _compiler() -> Finding:
     return Finding("compiler", "ok", found)
 
 
-def _extensions() -> Iterator[Finding]:
+def _extensions(progress: Progress) -> Iterator[Finding]:
     """Build (or find) the extension of each device type and load it."""
     import torch
 
@@ -110,7 +111,7 @@ def _extensions() -> Iterator[Finding]:
 
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         try:
-            native.register(kind)
+            native.register(kind, progress)
         except BuildError as error:
             yield Finding(f"{kind} kernels", "slow", f"{error}; torch's own functions run instead", error.hint)
         else:

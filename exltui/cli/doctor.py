@@ -9,7 +9,7 @@ from typing import Any
 
 from exltui.cli.checks import Finding, examine
 from exltui.cli.options import model_folders
-from exltui.cli.output import print_json
+from exltui.cli.output import ProgressLine, print_json
 from exltui.errors import SettingsError
 from exltui.settings import Settings
 from exltui.text import one_line
@@ -24,7 +24,9 @@ def run(options: argparse.Namespace) -> int:
     except SettingsError:  # it is one of the findings
         folders = model_folders(options, Settings())
     findings = []
-    for finding in examine(folders):
+    line = ProgressLine()
+    for finding in examine(folders, lambda done, total: line("building the kernels", done, total, "files")):
+        line.end()
         findings.append(finding)
         if not options.json:
             _print(finding)

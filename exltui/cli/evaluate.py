@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exltui.cli.options import load_options, model_path
 from exltui.cli.output import ProgressLine, print_json
 from exltui.cli.source import read_ids, read_text
-from exltui.errors import ExltuiError
+from exltui.errors import DeviceError, ExltuiError
 from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
@@ -93,5 +93,7 @@ def _load(directory: Path, load: LoadOptions, line: ProgressLine) -> Model:
     from exltui.engine.model.loading import load_model
 
     if load.threads is not None:
-        torch.set_num_threads(max(load.threads, 1))
+        if load.threads < 1:
+            raise DeviceError(f"{load.threads} threads cannot compute anything", "leave --threads out to use all cores")
+        torch.set_num_threads(load.threads)
     return load_model(directory, load, line, lambda: False)

@@ -39,10 +39,12 @@ def run(options: argparse.Namespace) -> int:
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
     sampling = sampling_options(options)
     job = JobSpec("job", **given, sampling=sampling, max_new_tokens=options.max_new_tokens, stop_strings=stops, add_bos=add_bos)
-    generator = _load(directory, options).generator
+    session = _load(directory, options)
+    if session.problem:
+        print(f"exltui: this will be slow: {session.problem}", file=sys.stderr)
     pieces: list[str] = []
     write = pieces.append if options.json else _write
-    for event in _events(generator, job):
+    for event in _events(session.generator, job):
         if isinstance(event, Text):
             write(event.text)
         elif isinstance(event, Done):

