@@ -206,7 +206,7 @@ def test_a_failing_step_fails_its_jobs_and_the_next_one_works(toy: SimpleNamespa
     [
         (JobSpec("bad", prompt="a" * 5000), "5,000 tokens, the context holds 2,000"),
         (JobSpec("bad", prompt="a", sampling=Sampling(temperature=-1)), "temperature is -1"),
-        (JobSpec("bad", prompt="a", sampling=Sampling(top_k="many")), "TypeError"),  # type: ignore[arg-type]
+        (JobSpec("bad", prompt="a", sampling=Sampling(top_k="many")), "top_k is 'many'"),  # type: ignore[arg-type]
         (JobSpec("bad", prompt="?"), "ValueError"),  # the toy's tokenizer does not know it
     ],
 )

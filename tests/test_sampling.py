@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,9 @@ def test_penalties_change_the_logits_of_what_was_said(
         if i in counts:
             value = (value / repetition if value > 0 else value * repetition) - presence - frequency * counts[i]
         assert float(got[i]) == pytest.approx(value, rel=1e-5, abs=1e-6)
+    for point in (0.0, 0.4, 0.9):
+        p = replace(Sampler(settings_).params(history, len(history)), temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, point=point)
+        assert int(sample_cpu(logits[None], [p])) == int(sample(logits[None], [p]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -206,3 +210,9 @@ def test_every_setting_has_a_range_and_is_refused_outside_it(name: str) -> None:
         with pytest.raises(SamplingError, match=name):
             Sampler(Sampling(**{name: value}))
     Sampler(Sampling(**{name: low}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1.5), ("seed", "7"), ("temperature", "hot"), ("min_p", None)])
+def test_what_is_no_number_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(SamplingError, match=f"{name} is .*must be a"):
+        Sampler(Sampling(**{name: value}))

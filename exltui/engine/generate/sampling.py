@@ -25,18 +25,22 @@ RANGES: dict[str, tuple[float, float]] = {
     "token_repetition_range": (-1, 100_000_000),
     "seed": (0, 2**63 - 1),
 }
+WHOLE = ("top_k", "token_repetition_range", "seed")
 COLDEST = 0.01  # below, exp(logit / temperature) loses all but the largest; such a temperature is greedy
 
 
 def validate(sampling: Sampling) -> None:
-    """Raise SamplingError for a value outside its range."""
+    """Raise SamplingError for a value that is no number, or outside its range."""
+    hint = "docs/sampling.md explains each setting"
     for field in fields(sampling):
-        value = getattr(sampling, field.name)
-        low, high = RANGES[field.name]
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise SamplingError(
-                f"{field.name} is {value}, it must lie between {low:g} and {high:g}", "docs/sampling.md explains each setting"
-            )
+        name, value = field.name, getattr(sampling, field.name)
+        low, high = RANGES[name]
+        if value is None and name == "seed":
+            continue
+        if not isinstance(value, int if name in WHOLE else (int, float)):
+            raise SamplingError(f"{name} is {value!r}, it must be a {'whole ' if name in WHOLE else ''}number", hint)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise SamplingError(f"{name} is {value}, it must lie between {low:g} and {high:g}", hint)
 
 
 def new_seed() -> int:

@@ -106,8 +106,8 @@ def sample_cpu(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
 
 
 def _draw(logits: Array, p: SampleParams) -> int:
-    if p.penalises:
-        logits = penalise(torch.from_numpy(logits), p).numpy()
+    if p.seen is not None and p.counts is not None and p.penalises:
+        logits = _penalised(logits, p.seen.numpy(), p.counts.numpy(), p)
     likeliest = int(logits.argmax())  # NaN counts as the largest
     _check(float(logits[likeliest]))
     if p.greedy:
@@ -126,6 +126,16 @@ def _draw(logits: Array, p: SampleParams) -> int:
         total = float(cumulative[keep - 1])
     index = int(np.searchsorted(cumulative[:keep], p.point * total, side="right"))
     return int(ids[min(index, keep - 1)])
+
+
+def _penalised(logits: Array, seen: Array, counts: Array, p: SampleParams) -> Array:
+    """What ``penalise`` gives."""
+    values = logits[seen]
+    repetition = np.float32(p.repetition)
+    values = np.where(values > 0, values / repetition, values * repetition)
+    logits = logits.copy()
+    logits[seen] = values - np.float32(p.presence) - np.float32(p.frequency) * counts
+    return logits
 
 
 def _largest(logits: Array, k: int) -> Array:
