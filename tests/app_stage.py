@@ -96,6 +96,8 @@ class Stage:
 
     async def settle(self, pilot: Pilot) -> None:
         """Wait until nothing runs beside the screen and everything is drawn."""
+        while not (self.app.main.query("#prompt") and self.app.main.query("#devices") and self.app.main.query("#sessions-list")):
+            await pilot.pause(0.02)
         self.app.main.prompt.cursor_blink = False
         for _ in range(3):
             await self.app.workers.wait_for_complete()

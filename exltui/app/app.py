@@ -155,7 +155,7 @@ class ExltuiApp(App[None]):
             self.dialogue.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
-        if self.main.query("#status"):  # not yet, or no longer, at the very start and end
+        if self.main.query("#status") and self.main.query("#devices"):  # not yet, or no longer, at the very start and end
             self.main.status.show(self.observed, self.hints())
             if met:
                 self.main.devices.show()

@@ -1,0 +1,159 @@
+"""Pictures of states that a user reaches by keys, from recorded events. ``pytest --snapshot-update`` draws them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from app_stage import BIG, BROKEN, STARTER, Stage
+from textual.pilot import Pilot
+
+from exltui.app.library import Transfer
+
+SIZES = ((160, 45), (100, 30), (80, 24))
+THEMES = ("dark", "light", "high-contrast")
+LOOKS = [(size, "dark") for size in SIZES] + [((160, 45), theme) for theme in THEMES[1:]] + [((80, 24), "high-contrast")]
+TIDES = "Why are there two tides a day?"
+Compare = Callable[..., bool]
+
+
+def named(look: tuple[tuple[int, int], str]) -> str:
+    (width, height), theme = look
+    return f"{width}x{height}-{theme}"
+
+
+def compare(snap_compare: Compare, stage: Stage, size: tuple[int, int], act: Callable[[Pilot], Awaitable[None]]) -> bool:
+    async def run(pilot: Pilot) -> None:
+        await stage.settle(pilot)
+        await act(pilot)
+        await stage.settle(pilot)
+
+    return snap_compare(stage.app, terminal_size=size, run_before=run)
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=named)
+class TestConversation:
+    def test_reply_with_table_and_code_is_complete(self, snap_compare, look):
+        stage = Stage("markdown", theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_reply_of_the_real_starter_model(self, snap_compare, look):
+        stage = Stage(theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, "What is the capital of France?")
+            await stage.ask(pilot, "Write a Python function that adds two numbers, with a short example.")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+class TestPanes:
+    def test_engine_is_starting(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.settle(pilot)
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_reply_is_streaming(self, snap_compare, size):
+        stage = Stage("markdown")
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.say(pilot, TIDES)
+            await stage.play(pilot, 1.5)
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_sampler_has_the_focus_and_a_changed_value(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await pilot.press("ctrl+s", "down", "right")
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_devices_have_the_focus(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await pilot.press("ctrl+d")
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_sessions_have_the_focus(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            stage.wall.now += 7300
+            await pilot.press("ctrl+n")
+            await stage.ask(pilot, "Tell me about the borrow checker of Rust, and why it is strict.")
+            await pilot.press("ctrl+o", "down")
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_message_cursor_is_on_a_message_with_versions(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await pilot.press("alt+up", "r")
+            await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_help_for_the_prompt(self, snap_compare, size):
+        stage = Stage()
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await pilot.press("f1")
+
+        assert compare(snap_compare, stage, size, act)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+class TestLoader:
+    def test_models_are_listed_with_details(self, snap_compare, size):
+        stage = Stage(models=[BIG, STARTER, BROKEN])
+
+        async def act(pilot):
+            await stage.settle(pilot)
+            await pilot.press("down")
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_the_starter_is_offered_when_there_is_no_model(self, snap_compare, size):
+        stage = Stage(models=[])
+
+        async def act(pilot):
+            await stage.settle(pilot)
+
+        assert compare(snap_compare, stage, size, act)
+
+    def test_a_download_shows_its_progress(self, snap_compare, size):
+        stage = Stage(models=[])
+
+        async def act(pilot):
+            await stage.settle(pilot)
+            transfer = Transfer("smollm2-135m", stage.clock)
+            transfer.advance("downloading", 0, 92_871_040)
+            stage.clock.now += 4
+            transfer.advance("downloading", 41_000_000, 92_871_040)
+            stage.app.screen.show_transfer(transfer)
+
+        assert compare(snap_compare, stage, size, act)
