@@ -43,8 +43,10 @@ class HubServer:
         self._released.set()
 
     def ranges(self, name: str) -> list[str | None]:
-        """The Range headers of the downloads of file ``name``."""
-        return [header for method, path, header in self.requests if method == "GET" and path.endswith("/" + name)]
+        """The Range headers of the downloads of the large file ``name``."""
+        return [
+            header for method, path, header in self.requests if method == "GET" and path.startswith("/store/") and path.endswith("/" + name)
+        ]
 
     def find(self, id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """(commit, files) of a branch or a commit; None if there is none."""
@@ -69,8 +71,10 @@ class HubServer:
                 hub.requests.append((self.command, path, self.headers.get("Range")))
                 if path.startswith("/api/models/"):
                     self.describe(path.removeprefix("/api/models/"))
+                elif "/resolve/" in path and path.endswith(".safetensors") and not path.startswith("/store/"):
+                    self.send(302, b"", {"Location": f"{hub.url}/store{path}"})  # the hub keeps large files elsewhere
                 elif "/resolve/" in path:
-                    self.send_file(path)
+                    self.send_file(path.removeprefix("/store"))
                 else:
                     self.send(404, b"{}", {})
 
