@@ -243,15 +243,12 @@ async def test_another_theme_redraws_only_what_is_near() -> None:
         assert app.shown() == before
         near = [item for item in app.talk._items if item._palette is app.talk._palette]
         assert 0 < len(near) < 10
-        colours = {
-            segment.style.color.name
-            for y in range(5)
-            for segment in app.talk.render_line(y)
-            if segment.style and segment.style.color
-        }
-        assert colours >= {app.talk.rich_style.color.name, app.talk._palette["user"].color.name}, (
-            "text has the colours of the new theme"
-        )
+        segments = [segment for y in range(5) for segment in app.talk.render_line(y)]
+        colours = {segment.style.color.name for segment in segments if segment.style and segment.style.color}
+        assert app.talk.rich_style.color.name in colours, "text has the colour of the new theme"
+        assert app.talk.get_component_rich_style("transcript--user").color.name in colours, "names have theirs"
+        grounds = {segment.style.bgcolor.name for segment in segments if segment.style and segment.style.bgcolor}
+        assert grounds == {app.talk.rich_style.bgcolor.name}
 
 
 async def test_the_message_cursor_goes_from_message_to_message() -> None:

@@ -37,7 +37,7 @@ _RULES = {
     "code-keyword": "background: $panel; color: $secondary; text-style: bold;",
     "code-string": "background: $panel; color: $success;",
     "code-number": "background: $panel; color: $warning;",
-    "code-comment": "background: $panel; color: $foreground 60%; text-style: italic;",
+    "code-comment": "background: $panel; color: $text-muted; text-style: italic;",
     "code-name": "background: $panel; color: $primary;",
     "code-builtin": "background: $panel; color: $accent;",
     "code-wrong": "background: $panel; color: $error;",
@@ -51,7 +51,7 @@ DEFAULT_CSS = "Transcript {\n" + "\n".join(f"    & > .{PREFIX}{name} {{ {rules} 
 
 @dataclass(frozen=True)
 class Palette:
-    """Rich styles by name; "" is text. Names without a background of their own leave the one that is there."""
+    """Rich styles by name; "" is text as it is. Names without a colour or ground leave the widget's."""
 
     styles: dict[str, Style]
     combined: dict[tuple[str, ...], Style] = field(default_factory=dict, compare=False)
@@ -63,13 +63,13 @@ class Palette:
         """Several looks over each other, the last one on top."""
         style = self.combined.get(names)
         if style is None:
-            style = self.combined[names] = sum((self.styles[name] for name in names), self.styles[""])
+            style = self.combined[names] = sum((self.styles[name] for name in names), Style.null())
         return style
 
     @classmethod
     def of(cls, widget: Widget) -> Palette:
         """The looks that the theme and the style sheets give to a Transcript."""
-        styles: dict[str, Style] = {"": Style(color=widget.rich_style.color)}
+        styles: dict[str, Style] = {"": Style.null()}
         for name, rules in _RULES.items():
             full = widget.get_component_rich_style(PREFIX + name)
             coloured, grounded = "color:" in rules.replace("background:", ""), "background:" in rules

@@ -175,8 +175,11 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
 
     def notify_style_update(self) -> None:
-        """The theme or a style sheet changed: what is in view is drawn anew, the rest when it comes into view."""
         super().notify_style_update()
+        self.call_next(self._restyle)  # the styles of components are set only after this call
+
+    def _restyle(self) -> None:
+        """The theme or a style sheet may have changed: what is in view is drawn anew, the rest when it comes into view."""
         if self._palette is not None and (new := Palette.of(self)) != self._palette:
             self._palette = new
             self._measure(self.scroll_offset.y)
@@ -369,17 +372,18 @@ class Transcript(ScrollView, can_focus=True):
         """Row ``y`` of the view."""
         row, width = self.scroll_offset.y + y, self.size.width
         line = self._row(row)
+        base = self.rich_style
         if line is None:
-            return Strip.blank(width)
+            return Strip.blank(width, base)
         index = self._item_at(row)
         segments = line.segments
         if self.current is not None and self._items[index].entry.id == self.current and row < self._tops[index + 1] - 1:
             segments = (Segment("▌", self._looks()["cursor"]), *_without_first_cell(segments))
-        strip = Strip(segments)
+        strip = Strip(Segment.simplify(Segment.apply_style(segments, base)))
         selection = self.text_selection
         if selection is not None and (span := selection.get_span(row)) is not None:
             strip = self._select_span(strip, *span)
-        return strip.crop_extend(0, width, None).apply_offsets(0, row)
+        return strip.crop_extend(0, width, base).apply_offsets(0, row)
 
     def _row(self, row: int) -> Line | None:
         """One row, None below the last. An item that is not drawn (its rows were never near) shows as blank until it is measured."""
