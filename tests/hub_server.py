@@ -17,6 +17,7 @@ class HubServer:
         self.repositories = repositories
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range header
         self.stall_at: int | None = None
+        self.gated = False  # describe models, but give no files
         self.garble = False  # send other bytes than were promised
         self.stalled = threading.Event()
         self._released = threading.Event()
@@ -102,6 +103,9 @@ class HubServer:
                 revision, _, name = rest.partition("/")
                 found = self.locate(id, revision)
                 if found is None:
+                    return
+                if hub.gated:
+                    self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
                     return
                 data = found[1][name]
                 content = bytes(len(data)) if hub.garble else data

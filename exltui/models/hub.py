@@ -55,7 +55,7 @@ def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cance
 
         def watch() -> None:
             if not plan:
-                plan.update(_said(log, "bytes"))
+                plan.update(_said(log.read_text(encoding="utf-8", errors="replace"), "bytes"))
                 if plan:
                     transfer.require_room(partial, plan["bytes"] - transfer.bytes_below(partial))
             total = plan.get("bytes", 0)
@@ -65,7 +65,7 @@ def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cance
         environment = paths.environment_copy(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", PYTHONSAFEPATH="1")
         status, output = transfer.run_watched(command, environment, log, watch, cancelled)
         if status != 0:
-            raise DownloadError(f"{repository.name} could not be fetched: {_reason(log, output)}", _hint(log))
+            raise _explain(repository, output)
         problem = read_model(partial, target.name).problem
         if problem is not None:
             transfer.remove_tree(partial)
@@ -73,30 +73,34 @@ def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cance
                 f"{repository.name} is not a model that exltui can load: {problem}", "look for an EXL2 or safetensors version"
             )
         (partial / ".commit").unlink()
-        log.unlink()
     return target
 
 
-def _said(log: Path, key: str) -> dict[str, Any]:
+def _said(output: str, key: str) -> dict[str, Any]:
     """The object with ``key`` among the child's lines; {} if there is none."""
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in output.splitlines():
         if line.startswith('{"' + key) and line.endswith("}"):
             return dict(json.loads(line))
     return {}
 
 
-def _reason(log: Path, output: str) -> str:
-    lines = output.strip().splitlines() or ["it gave no reason"]
-    return one_line(str(_said(log, "error").get("error") or lines[-1]), 300)
-
-
-def _hint(log: Path) -> str:
-    kind = _said(log, "error").get("kind", "")
-    hints = {
-        "RepositoryNotFoundError": "check the spelling; a private repository needs a token in HF_TOKEN",
-        "RevisionNotFoundError": "the repository's page lists its branches; EXL2 bit rates are branches",
-        "GatedRepoError": "accept the model's terms on its page, and set HF_TOKEN",
-        "DamagedError": "try again; if it stays so, a proxy on the way changes files",
-        "UnfitError": "look for an EXL2 or safetensors version",
+def _explain(repository: Repository, output: str) -> DownloadError:
+    """What the child failed at, in a sentence, and the way out."""
+    said = _said(output, "error")
+    known = {
+        "RepositoryNotFoundError": (
+            "there is no such repository, or it is private",
+            "check the spelling; a private one needs a token in HF_TOKEN",
+        ),
+        "RevisionNotFoundError": (
+            f"it has no revision {repository.revision or 'main'}",
+            "the repository's page lists its branches; EXL2 bit rates are branches",
+        ),
+        "GatedRepoError": ("its owner gives it only to those who accept the terms", "accept them on its page, and set HF_TOKEN"),
+        "UnfitError": (said.get("error"), "look for an EXL2 or safetensors version"),
+        "DamagedError": (said.get("error"), "try again; if it stays so, a proxy on the way changes files"),
     }
-    return hints.get(kind, "check the network and try again; what was fetched is kept")
+    lines = output.strip().splitlines() or ["it gave no reason"]
+    other = (said.get("error") or lines[-1], "check the network and try again; what was fetched is kept")
+    reason, hint = known.get(said.get("kind", ""), other)
+    return DownloadError(f"{repository.name} could not be fetched: {one_line(str(reason), 300)}", hint)

