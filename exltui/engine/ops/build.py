@@ -7,9 +7,9 @@ Only the bind files know torch. The result is kept in the user's cache folder; a
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,7 +64,6 @@ def problem(device_type: str = "cpu") -> str:
     return "" if _library(extension).exists() or _ninja() else "ninja is missing; pip install ninja"
 
 
-@functools.cache
 def load(device_type: str, progress: Progress | None = None) -> None:
     """Load the extension of ``device_type``, building it first if need be. Raises BuildError."""
     extension = _extension(device_type)
@@ -151,21 +150,27 @@ def _build(extension: Extension, library: Path, progress: Progress) -> None:
             _run_ninja(ninja, folder, len(extension.sources) + 1, progress)
             (folder / library.name).replace(library)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            library.parent.rmdir()
         raise BuildError(f"the native extension cannot be written: {error}", f"check {paths.build_dir()}") from error
+    finally:
+        with contextlib.suppress(OSError):  # it holds the library, unless this failed
+            library.parent.rmdir()
 
 
 def _ninja_file(extension: Extension) -> str:
     lines, objects = ["ninja_required_version = 1.5"], []
     for suffix, command in extension.commands.items():
-        lines += [f"rule compile_{suffix[1:]}", f"  command = {' '.join(command)} -c $in -o $out"]
-    lines += ["rule link", f"  command = {extension.link[0]} $in {' '.join(extension.link[1:])} -o $out"]
+        lines += [f"rule compile_{suffix[1:]}", f"  command = {_shell(command)} -c $in -o $out"]
+    lines += ["rule link", f"  command = {_shell(extension.link[:1])} $in {_shell(extension.link[1:])} -o $out"]
     for source in extension.sources:
         objects.append(f"{source.stem}_{source.suffix[1:]}.o")
         lines.append(f"build {objects[-1]}: compile_{source.suffix[1:]} {str(source).replace(' ', '$ ').replace(':', '$:')}")
     lines.append(f"build {extension.name}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+def _shell(words: list[str]) -> str:
+    """``words`` as ninja hands them to the shell; folders may have blanks in their names."""
+    return shlex.join(words).replace("$", "$$")
 
 
 def _run_ninja(ninja: str, folder: Path, steps: int, progress: Progress) -> None:
@@ -178,5 +183,5 @@ def _run_ninja(ninja: str, folder: Path, steps: int, progress: Progress) -> None
         if found := re.match(r"\[(\d+)/(\d+)\]", line):
             progress(int(found[1]), int(found[2]))
     if process.wait() != 0:
-        errors = [line.strip() for line in output if "error" in line.lower()] or [line.strip() for line in output[-3:]]
+        errors = [line.strip() for line in output if "error:" in line] or [line.strip() for line in output[-3:]]
         raise BuildError(f"the native extension does not compile: {errors[0][:300]}", "please report it with the output of exltui doctor")
