@@ -17,6 +17,7 @@ from textual.timer import Timer
 from textual.widgets import Input, TextArea
 
 from exltui import paths, protocol
+from exltui.app.chats import ChatDesk
 from exltui.app.clipboard import copy_with_tool, describe
 from exltui.app.desk import ModelDesk
 from exltui.app.dialogue import Dialogue
@@ -26,7 +27,7 @@ from exltui.app.observed import Observed
 from exltui.app.palette import Actions
 from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
-from exltui.app.panes.sessions import SessionRow, SessionsPane
+from exltui.app.panes.sessions import SessionsPane
 from exltui.app.parts import Parts
 from exltui.app.screens.help import HelpScreen, binding_rows, place_name
 from exltui.app.screens.loader import LoaderScreen
@@ -62,6 +63,7 @@ class ExltuiApp(App[None]):
         self.parts = parts
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
+        self._left = False
         self._draft: str | None = None  # what stands in the prompt and is not saved yet
         self._unsaved: dict[str, Any] = {}
         self._saver: Timer | None = None
@@ -72,6 +74,7 @@ class ExltuiApp(App[None]):
         self.main = MainScreen(self.observed, parts.sampling, Sampling(), parts.now)
         self.dialogue = Dialogue(parts.client, self.observed, ScreenView(self), parts.records, self.work_aside, parts.preparer)
         self.dialogue.sampling = parts.sampling
+        self.chats = ChatDesk(self)
         self.desk = ModelDesk(self)
 
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,7 +119,7 @@ class ExltuiApp(App[None]):
         wanted = self.parts.session or last
         if wanted and not len(self.dialogue.conversation):
             self.dialogue.open(wanted)
-        self.list_chats()
+        self.chats.refresh()
 
     def _saving(self, problem: ExltuiError | None) -> None:
         """Called on the writer's thread when saving begins to fail and when it works again."""
@@ -126,12 +129,19 @@ class ExltuiApp(App[None]):
             self.call_later(self.fail, problem)
 
     def on_unmount(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Save everything and end the engine. Also called after a crash, when nothing else may have run."""
+        if self._left:
+            return
+        self._left = True
         with contextlib.suppress(ExltuiError):  # there is no screen left to say it on
             self._save_settings()
         self._keep_draft()
         self.dialogue.close()
-        self.parts.client.close()
         self.parts.records.close()
+        self.parts.client.close()
 
     def remember(self, key: str, value: Any) -> None:
         """Keep a setting for the next start. Written when the keys have been quiet for a moment."""
@@ -202,21 +212,6 @@ class ExltuiApp(App[None]):
     def fail(self, error: ExltuiError) -> None:
         """Say what went wrong and what to do."""
         self.tell(str(error), error.hint, error=True)
-
-    def list_chats(self) -> None:
-        """Show the newest list of chats, and the name of this one."""
-        self.name_chat()
-        search = self.main.sessions.searched
-        self.work_aside(lambda: self.parts.records.rows(search), self._show_chats, self.fail)
-
-    def _show_chats(self, rows: list[SessionRow]) -> None:
-        self.main.sessions.show(rows, self.dialogue.conversation.id)
-
-    def name_chat(self) -> None:
-        """Put the chat's title and the model's name into the frame of the conversation."""
-        loaded, loading = self.observed.loaded, self.observed.loading
-        model = f"{loaded.name} {format_of(loaded)}" if loaded else "loading" if loading else ""
-        self.main.conversation.name_chat(self.dialogue.conversation.title, model)
 
     # ── the prompt and the messages ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -330,35 +325,19 @@ class ExltuiApp(App[None]):
 
     @on(SessionsPane.Searched)
     def _search(self) -> None:
-        self.list_chats()
+        self.chats.refresh()
 
     @on(SessionsPane.Renamed)
     def _rename(self, event: SessionsPane.Renamed) -> None:
-        if event.id == self.dialogue.conversation.id:
-            self.dialogue.conversation.title = event.title
-        self.work_aside(lambda: self.parts.records.rename(event.id, event.title), lambda _: self.list_chats(), self.fail)
+        self.chats.rename(event.id, event.title)
 
     @on(SessionsPane.Deleted)
     def _delete_chat(self, event: SessionsPane.Deleted) -> None:
-        if self.dialogue.writes(event.id):
-            self.tell("A reply is being written in this chat.", "Esc stops it.")
-            return
-
-        def gone(title: str) -> None:
-            self.tell(f"Deleted {title or 'the chat'}.", "U brings it back.")
-            if event.id == self.dialogue.conversation.id:
-                self.dialogue.forget()
-            self.list_chats()
-
-        self.work_aside(lambda: self.parts.records.delete(event.id), gone, self.fail)
+        self.chats.delete(event.id)
 
     @on(SessionsPane.Undone)
     def _undelete_chat(self) -> None:
-        def back(title: str | None) -> None:
-            self.tell("There is nothing to bring back." if title is None else f"{title or 'The chat'} is back.")
-            self.list_chats()
-
-        self.work_aside(self.parts.records.undelete, back, self.fail)
+        self.chats.undelete()
 
     # ── panes, models, help ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -421,11 +400,6 @@ class ExltuiApp(App[None]):
         elif not self.dialogue.stop():
             self.tell("Ctrl+C again quits.", "A reply that is being written is saved.")
         self._interrupted_at = now
-
-
-def format_of(loaded: protocol.Loaded) -> str:
-    """The weight format in two words at most: ``f16``, ``exl2 4.0``."""
-    return f"{loaded.format} {loaded.bits_per_weight:.1f}" if loaded.format in ("exl2", "gptq") else loaded.format
 
 
 def coalesced(events: list[protocol.Event]) -> list[protocol.Event]:

@@ -152,7 +152,7 @@ class ModelDesk:
         self._app.observed.sent(command)
         self._app.parts.client.send(command)
         self._draw()
-        self._app.name_chat()
+        self._app.chats.name()
         self._app.pump()
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -176,7 +176,7 @@ class ModelDesk:
             self._screen.dismiss()
 
     def _redraw(self) -> None:
-        self._app.name_chat()
+        self._app.chats.name()
         if self._screen is not None and self._screen.is_mounted:
             self._screen.refresh_list()
 

@@ -50,5 +50,8 @@ def start_app(options: AppOptions) -> int:
     except OSError:  # a log that cannot be written must not keep anybody from chatting
         logging.basicConfig(handlers=[logging.NullHandler()])
     app = ExltuiApp(assemble(options))
-    app.run()
+    try:
+        app.run()
+    finally:
+        app.leave()
     return app.return_code or 0

@@ -36,7 +36,7 @@ class ScreenView:
         self._app.main.prompt.put(text)
 
     def chats_changed(self) -> None:
-        self._app.list_chats()
+        self._app.chats.refresh()
 
     def want_model(self) -> None:
         self._app.tell("No model is loaded.", "Choose one; the reply starts when it is ready.")

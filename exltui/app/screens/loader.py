@@ -336,7 +336,7 @@ def loading_lines(observed: Observed, width: int) -> list[Content]:
     return [
         spread(Content.assemble((name, "bold"), f"  {loading.stage or 'opening'}"), right, width),
         bar(loading.fraction, width),
-        Content.styled("Esc stops", "$text-muted"),
+        Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
     ]
 
 
@@ -356,7 +356,7 @@ def transfer_lines(transfer: Transfer, width: int) -> list[Content]:
     return [
         spread(Content.assemble((one_line(transfer.name), "bold"), f"  {transfer.stage}"), right, width),
         bar(transfer.done / transfer.total if transfer.total else None, width, "$accent"),
-        Content.styled("Esc stops; what was fetched is kept where that is possible", "$text-muted"),
+        Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
     ]
 
 
