@@ -243,6 +243,16 @@ def test_whatever_comes_is_drawn_without_control_characters(text: str) -> None:
         assert not any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in line.text)
 
 
+def test_a_table_of_any_length_stays_one() -> None:
+    lines = texts("| a | b |\n|--|--|\n" + "| some words | more words |\n" * 600, 60)
+    assert len(lines) == 602
+    assert lines[-1] == "some words │ more words"
+
+
+def test_delimiters_that_do_not_end_cost_nothing() -> None:
+    assert rows("a | b\n" + "-" * 3000 + "x\nc | d\n", 60)
+
+
 def test_a_line_without_end_is_cut() -> None:
     lines = rows("word " * 5000, 80)
     assert sum(line.text.count("word") for line in lines) == 5000

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exltui.app.transcript import fence
 from exltui.app.transcript.body import Body
 from exltui.app.transcript.code import Highlighter, find_lexer
 from exltui.app.transcript.inline import PARSER, mend, spans
@@ -150,6 +151,19 @@ def test_an_open_fence_of_2000_lines_redraws_few_of_them() -> None:
         most = max(most, len(body.update().new))
     assert body.height == 2001
     assert most <= 25, "settled lines are not drawn again"
+
+
+def test_code_within_a_list_item_is_not_highlighted_anew_with_each_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [0]
+    draw = fence.draw_code_line
+    monkeypatch.setattr(fence, "draw_code_line", lambda *given: drawn.__setitem__(0, drawn[0] + 1) or draw(*given))
+    body = Body("1. Do:\n   ```python\n", closed=False)
+    body.draw(60, PLAIN)
+    for number in range(300):
+        body.push(f"   value_{number} = compute({number})\n")
+        body.update()
+    assert body.height == 303
+    assert drawn[0] < 300 * 25
 
 
 def test_highlighting_is_a_function_of_the_text_alone() -> None:

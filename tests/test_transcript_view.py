@@ -149,18 +149,18 @@ async def test_streaming_repaints_little_and_never_lays_out() -> None:
 
 async def test_the_cost_of_a_frame_does_not_grow_with_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines drawn for 20,000 tokens with 30 code blocks: the last tenth costs what the second tenth did."""
-    from exltui.app.transcript import body
+    from exltui.app.transcript import body, fence
 
     app = Stage()
     async with app.run_test(size=(100, 30)) as pilot:
         app.talk.add(Entry("r", "assistant", "llama", "", "", "streaming"))
         await pilot.pause()
         drawn = [0]
-        wrapped, coded = body.draw_markdown, body.draw_code_line
+        wrapped, coded = body.draw_markdown, fence.draw_code_line
         monkeypatch.setattr(
             body, "draw_markdown", lambda drawing, width: drawn.__setitem__(0, drawn[0] + 1) or wrapped(drawing, width)
         )
-        monkeypatch.setattr(body, "draw_code_line", lambda *given: drawn.__setitem__(0, drawn[0] + 1) or coded(*given))
+        monkeypatch.setattr(fence, "draw_code_line", lambda *given: drawn.__setitem__(0, drawn[0] + 1) or coded(*given))
         costs = []
         for _ in range(15):
             drawn[0] = 0

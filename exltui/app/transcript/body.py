@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.segment import Segment
 
-from exltui.app.transcript.code import Highlighter
-from exltui.app.transcript.fence import draw_code, draw_code_line, expand, label
+from exltui.app.transcript.fence import CodeBlock, NestedCode, expand
 from exltui.app.transcript.inline import PARSER, mend
 from exltui.app.transcript.markdown import Drawing, draw_markdown
 from exltui.app.transcript.palette import Palette
@@ -39,9 +38,8 @@ class Part:
     fixed: int = 0
     codes: int = 0  # code blocks up to and with this piece
     ends_in_code: bool = False
-    highlighter: Highlighter | None = None
-    taken: int = 0  # lines of code that the highlighter has
-    coloured: int = 0  # of its settled lines, how many are drawn
+    block: CodeBlock | None = None  # of a fence
+    nested: NestedCode = field(default_factory=NestedCode)
 
 
 class Body:
@@ -147,26 +145,21 @@ class Body:
         else:
             if not self._closed and index >= len(self._scanner.pieces) - 1:
                 source = mend("\n".join(source)).split("\n")
-            drawing = Drawing(source, palette, draw_code, codes, part.piece.number)
+            drawing = Drawing(source, palette, part.nested, codes, part.piece.number)
             lines = draw_markdown(drawing, self._width)
             part.codes, part.ends_in_code = drawing.codes, drawing.ends_in_code
         part.lines = [_BLANK] * part.gap + lines
 
     def _redraw_fence(self, part: Part, adds: Sequence[str], palette: Palette) -> None:
-        if part.highlighter is None:
-            part.highlighter = Highlighter(part.piece.language)
-            part.lines = [_BLANK] * part.gap + [label(part.piece.language, part.codes, self._width, palette)]
-            part.fixed = len(part.lines)
-        del part.lines[part.fixed :]
-        highlighter = part.highlighter
-        highlighter.append([expand(line) for line in part.piece.lines[part.taken :]])
-        part.taken = len(part.piece.lines)
-        for line in highlighter.settled[part.coloured :]:
-            part.lines += draw_code_line(line, self._width, palette)
-        part.coloured = len(highlighter.settled)
-        part.fixed = len(part.lines)
-        for line in highlighter.open_lines(expand(adds[-1]) if adds else None):
-            part.lines += draw_code_line(line, self._width, palette)
+        block = part.block
+        if block is None:
+            block = part.block = CodeBlock(part.piece.language, part.codes, self._width, palette)
+            part.lines = [_BLANK] * part.gap
+        del part.lines[part.fixed or part.gap :]
+        kept = max(0, part.fixed - part.gap)
+        block.update(part.piece.lines, adds[-1] if adds else None)
+        part.lines += block.lines[kept:]
+        part.fixed = part.gap + block.fixed
 
 
 def card(sentence: str, hint: str, width: int, palette: Palette, look: str = "error") -> list[Line]:

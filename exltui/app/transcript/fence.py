@@ -38,11 +38,48 @@ def expand(line: str) -> str:
     return line.expandtabs(TAB) if "\t" in line else line
 
 
-def draw_code(code: Sequence[str], language: str, number: int, width: int, palette: Palette) -> list[Line]:
-    """A whole code block."""
-    highlighter = Highlighter(language)
-    highlighter.append([expand(line) for line in code])
-    lines = [label(language, number, width, palette)]
-    for line in [*highlighter.settled, *highlighter.open_lines()]:
-        lines += draw_code_line(line, width, palette)
-    return lines
+class CodeBlock:
+    """One code block that may grow. ``lines`` are its rows; the first ``fixed`` of them will not change by more code."""
+
+    def __init__(self, language: str, number: int, width: int, palette: Palette) -> None:
+        self.lines = [label(language, number, width, palette)]
+        self.fixed = 1
+        self._width = width
+        self._palette = palette
+        self._highlighter = Highlighter(language)
+        self._taken: list[str] = []  # the finished lines that the highlighter has
+        self._drawn = 0  # of its settled lines, how many are drawn
+
+    def update(self, code: Sequence[str], partial: str | None = None) -> None:
+        """Take in the code, of which all lines known before are the same as before; ``partial`` is a line that is not finished."""
+        new = code[len(self._taken) :]
+        self._highlighter.append([expand(line) for line in new])
+        self._taken += new
+        del self.lines[self.fixed :]
+        for line in self._highlighter.settled[self._drawn :]:
+            self.lines += draw_code_line(line, self._width, self._palette)
+        self._drawn = len(self._highlighter.settled)
+        self.fixed = len(self.lines)
+        for line in self._highlighter.open_lines(None if partial is None else expand(partial)):
+            self.lines += draw_code_line(line, self._width, self._palette)
+
+    def continues_in(self, code: Sequence[str]) -> bool:
+        """Whether ``code`` is what this block has, and perhaps more."""
+        return list(code[: len(self._taken)]) == self._taken
+
+
+class NestedCode:
+    """Draws the code blocks within one piece, such as a list item, which is drawn again and again while it grows."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, int, int], CodeBlock] = {}
+
+    def __call__(self, code: Sequence[str], language: str, number: int, width: int, palette: Palette) -> list[Line]:
+        """All rows of one code block. ``number`` counts the code blocks of a message from 1."""
+        *finished, last = code
+        key = (language, number, width)
+        block = self._blocks.get(key)
+        if block is None or not block.continues_in(finished):
+            block = self._blocks[key] = CodeBlock(language, number, width, palette)
+        block.update(finished, last)
+        return list(block.lines)

@@ -16,7 +16,7 @@ from exltui.text import visible
 Kind = Literal["paragraph", "list", "quote", "indented", "heading", "rule", "fence", "plain"]
 
 LONGEST_LINE = 4096  # characters: prose without a newline is cut there, at a blank
-LONGEST_PIECE = 16384  # characters of one paragraph, quote or table, after which a new piece starts
+LONGEST_PIECE = 8192  # characters of one paragraph or quote, after which a new piece starts
 
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)$")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
@@ -38,6 +38,13 @@ class Piece:
     language: str = ""  # fence: the word after the ticks
     closed: bool = False  # nothing more belongs to it
     size: int = 0  # characters
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is one table, whose rows only make sense together."""
+        if self.kind != "paragraph" or len(self.lines) < 2 or "|" not in self.lines[0]:
+            return False
+        return set(self.lines[1]) <= set("|:- \t") and "-" in self.lines[1]
 
     def add(self, line: str) -> None:
         self.lines.append(line)
@@ -161,7 +168,7 @@ class Scanner:
             if marker:
                 return Piece("list", gap=gap, number=self._number(line, last))
             return Piece("quote" if line.startswith(">") else "paragraph", gap=gap) if gap else None
-        if last is not None and not gap and last.size <= LONGEST_PIECE:
+        if last is not None and not gap and (last.size <= LONGEST_PIECE or last.is_table):
             interrupts = _INTERRUPTS.match(line) and last.kind != "indented"
             return Piece("list", number=self._number(line, None)) if interrupts else None
         if last is not None and last.kind == "indented" and indent >= 4 and last.size <= LONGEST_PIECE:

@@ -25,8 +25,9 @@ def draw_table(rows: Sequence[Sequence[Cell]], width: int, rule: Style) -> list[
     if sum(columns) + len(_BETWEEN) * (count - 1) > width:
         return _draw_records(rows, width, rule)
     lines: list[Line] = []
+    spaced = _tall(rows[1:], columns)
     for index, row in enumerate(rows):
-        lines += _draw_row(row, columns, rule, blank=index > 1 and _tall(rows[1:], columns))
+        lines += _draw_row(row, columns, rule, blank=index > 1 and spaced)
         if index == 0:
             lines.append(Line((Segment("─┼─".join("─" * cells for cells in columns), rule),)))
     return lines
