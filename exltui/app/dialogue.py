@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from exltui import protocol
@@ -180,8 +181,8 @@ class Dialogue:
 
     def _reply_to(self, id: str) -> None:
         conversation = self.conversation
-        loaded = self._observed.loaded
-        conversation.model = loaded.name if loaded else conversation.model
+        loaded, loading = self._observed.loaded, self._observed.loading
+        conversation.model = loaded.name if loaded else PurePath(loading.model_dir).name if loading else ""
         reply = conversation.regenerate(id, model=conversation.model, sampling=self.sampling)
         self._records.save(conversation, reply)
         if len(conversation.siblings(reply.id)) > 1:

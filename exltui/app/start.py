@@ -30,7 +30,7 @@ def assemble(options: AppOptions) -> Parts:
         records=Records(paths.sessions_file()),
         library=Library(options.models_dirs),
         themes=themes,
-        theme=options.theme,
+        theme=options.theme if options.theme in names else "dark",
         keymap=options.keys,
         sampling=options.sampling,
         options=options.load,

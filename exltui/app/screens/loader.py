@@ -23,6 +23,7 @@ from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions
 from exltui.text import one_line
 
+STAGES = {"extension": "compiling the kernels, once", "weights": "reading the weights", "warm-up": "warming up", "": "opening"}
 LENGTHS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 STARTER_ROW = "get-starter"
 
@@ -334,7 +335,7 @@ def loading_lines(observed: Observed, width: int) -> list[Content]:
         pieces.append(f"{figures.duration(loading.seconds_left)} left")
     right = Content.styled(" · ".join(piece for piece in pieces if piece), "$text-muted")
     return [
-        spread(Content.assemble((name, "bold"), f"  {loading.stage or 'opening'}"), right, width),
+        spread(Content.assemble((name, "bold"), f"  {STAGES.get(loading.stage, loading.stage)}"), right, width),
         bar(loading.fraction, width),
         Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
     ]
