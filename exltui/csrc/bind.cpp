@@ -414,20 +414,21 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_sc
     });
     return y;
   }
-  std::vector<int64_t> starts{0};
-  for (int64_t item = 0; item < items; ++item) starts.push_back(starts.back() + tokens[static_cast<size_t>(item / g)].page_count());
+  // Few tokens over many pages: pages are shared out, and all heads of a page follow each other, because they lie together.
+  std::vector<int64_t> starts{0};  // where the (page, head) pairs of each token begin
+  for (const Token& token : tokens) starts.push_back(starts.back() + token.page_count() * g);
   float* space = scratch(PARTIALS, starts.back() * stride);
   parallel_for(starts.back(), [&](int64_t b, int64_t e) {
-    int64_t item = std::upper_bound(starts.begin(), starts.end(), b) - starts.begin() - 1;
+    int64_t token = std::upper_bound(starts.begin(), starts.end(), b) - starts.begin() - 1;
     for (int64_t i = b; i < e; ++i) {
-      while (i >= starts[static_cast<size_t>(item + 1)]) ++item;
-      page(item, i - starts[static_cast<size_t>(item)], space + i * stride);
+      while (i >= starts[static_cast<size_t>(token + 1)]) ++token;
+      const int64_t pair = i - starts[static_cast<size_t>(token)];
+      page(token * g + pair % g, pair / g, space + i * stride);
     }
   });
   for (int64_t item = 0; item < items; ++item) {
-    float* first = space + starts[static_cast<size_t>(item)] * stride;
-    const int64_t count = starts[static_cast<size_t>(item + 1)] - starts[static_cast<size_t>(item)];
-    for (int64_t i = 1; i < count; ++i) merge(partial_at(first), partial_at(first + i * stride), share, d);
+    float* first = space + (starts[static_cast<size_t>(item / g)] + item % g) * stride;
+    for (int64_t i = 1; i < tokens[static_cast<size_t>(item / g)].page_count(); ++i) merge(partial_at(first), partial_at(first + i * g * stride), share, d);
     finish(item, partial_at(first));
   }
   return y;
