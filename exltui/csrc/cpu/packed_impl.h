@@ -65,42 +65,48 @@ inline void exl2_columns(const Linear& w, const float* x, const float* sums, flo
 
 // Rows of one group that follow each other are summed as codes; where the group changes (with activation order: at every row), the sum
 // is scaled and taken over.
-template <int T>
+template <int T, int C>
 inline void gptq_columns(const Linear& w, const float* x, float* y, int64_t ldy, int64_t column) {
-  V out[T], sum[T];
+  V out[T][C], sum[T][C];
   float total[T];
   for (int t = 0; t < T; ++t) {
-    out[t] = w.bias ? V::load(w.bias + column) : V::zero();
-    sum[t] = V::zero();
+    for (int c = 0; c < C; ++c) {
+      out[t][c] = w.bias ? V::load(w.bias + column + c * WIDTH) : V::zero();
+      sum[t][c] = V::zero();
+    }
     total[t] = 0.0f;
   }
   int32_t group = w.index[0];
   auto take_over = [&] {
-    const V scale = V::from_half(w.scales + group * w.n + column);
-    const V zero = VI::load(reinterpret_cast<const uint32_t*>(w.zeros + group * w.n + column)).to_float();
-    for (int t = 0; t < T; ++t) {
-      out[t] = V::fma(V::fma(zero, V::broadcast(-total[t]), sum[t]), scale, out[t]);
-      sum[t] = V::zero();
-      total[t] = 0.0f;
+    for (int c = 0; c < C; ++c) {
+      const int64_t at = group * w.n + column + c * WIDTH;
+      const V scale = V::from_half(w.scales + at), zero = VI::load(reinterpret_cast<const uint32_t*>(w.zeros + at)).to_float();
+      for (int t = 0; t < T; ++t) {
+        out[t][c] = V::fma(V::fma(zero, V::broadcast(-total[t]), sum[t][c]), scale, out[t][c]);
+        sum[t][c] = V::zero();
+      }
     }
+    for (int t = 0; t < T; ++t) total[t] = 0.0f;
   };
   for (int64_t packed = 0; packed < w.k / 8; ++packed) {
-    const VI word = VI::load(static_cast<const uint32_t*>(w.w) + packed * w.n + column);
+    VI word[C];
+    for (int c = 0; c < C; ++c) word[c] = VI::load(static_cast<const uint32_t*>(w.w) + packed * w.n + column + c * WIDTH);
     for (int i = 0; i < 8; ++i) {
       const int64_t row = packed * 8 + i;
       if (w.index[row] != group) {
         take_over();
         group = w.index[row];
       }
-      const V value = word.shift_right(4 * i).bit_and(15).to_float();
-      for (int t = 0; t < T; ++t) {
-        sum[t] = V::fma(value, V::broadcast(x[t * w.k + row]), sum[t]);
-        total[t] += x[t * w.k + row];
+      for (int c = 0; c < C; ++c) {
+        const V value = word[c].shift_right(4 * i).bit_and(15).to_float();
+        for (int t = 0; t < T; ++t) sum[t][c] = V::fma(value, V::broadcast(x[t * w.k + row]), sum[t][c]);
       }
+      for (int t = 0; t < T; ++t) total[t] += x[t * w.k + row];
     }
   }
   take_over();
-  for (int t = 0; t < T; ++t) out[t].store(y + t * ldy + column);
+  for (int t = 0; t < T; ++t)
+    for (int c = 0; c < C; ++c) out[t][c].store(y + t * ldy + column + c * WIDTH);
 }
 
 template <int T>
@@ -110,7 +116,8 @@ void packed_few(const Linear& w, const float* x, const float* sums, float* y, in
     for (; column + COLUMNS * WIDTH <= end; column += COLUMNS * WIDTH) exl2_columns<T, COLUMNS>(w, x, sums, y, ldy, column);
     for (; column < end; column += WIDTH) exl2_columns<T, 1>(w, x, sums, y, ldy, column);
   } else {
-    for (; column < end; column += WIDTH) gptq_columns<T>(w, x, y, ldy, column);
+    for (; column + COLUMNS * WIDTH <= end; column += COLUMNS * WIDTH) gptq_columns<T, COLUMNS>(w, x, y, ldy, column);
+    for (; column < end; column += WIDTH) gptq_columns<T, 1>(w, x, y, ldy, column);
   }
 }
 
