@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from app_stage import BIG, BROKEN, STARTER, Stage
 
@@ -86,6 +88,24 @@ async def test_a_draft_is_there_again_after_a_restart(tmp_path):
     async with again.app.run_test(size=WIDE) as pilot:
         await again.settle(pilot)
         assert again.app.main.prompt.text == "half a"
+
+
+async def test_what_is_typed_before_the_last_chat_is_there_stays(tmp_path):
+    chats = tmp_path / "sessions.db"
+    stage = Stage(chats=chats)
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, FRANCE)
+    again = Stage(chats=chats)
+    open_file = again.records.open
+    again.records.open = lambda: (time.sleep(0.5), open_file())[1]
+    async with again.app.run_test(size=WIDE) as pilot:
+        await pilot.press(*"early")
+        assert again.texts == []
+        await again.settle(pilot)
+        assert again.texts[0] == ("user", FRANCE)
+        assert again.app.main.prompt.text == "early"
+        assert len(again.app.main.sessions.rows) == 1
 
 
 async def test_a_reply_goes_on_while_another_chat_is_read():

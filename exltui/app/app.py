@@ -64,6 +64,7 @@ class ExltuiApp(App[None]):
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
         self._left = False
+        self._chats_open = False
         self._draft: str | None = None  # what stands in the prompt and is not saved yet
         self._unsaved: dict[str, Any] = {}
         self._saver: Timer | None = None
@@ -118,7 +119,8 @@ class ExltuiApp(App[None]):
             self.tell(warning, error=True)
         wanted = self.parts.session or last
         if wanted and not len(self.dialogue.conversation):
-            self.dialogue.open(wanted)
+            self.dialogue.open(wanted, keep_prompt=bool(self.main.prompt.text))
+        self._chats_open = True
         self.chats.refresh()
 
     def _saving(self, problem: ExltuiError | None) -> None:
@@ -221,8 +223,8 @@ class ExltuiApp(App[None]):
 
     def _keep_draft(self) -> None:
         """Save what is typed and not sent, once in a pulse at most."""
-        draft, self._draft = self._draft, None
-        if draft is not None:
+        if self._draft is not None and self._chats_open:  # before that, nobody knows yet which chat it belongs to
+            draft, self._draft = self._draft, None
             self.dialogue.keep_draft(draft)
 
     @on(PromptBox.Submitted)
@@ -299,6 +301,9 @@ class ExltuiApp(App[None]):
     def action_editor(self) -> None:
         """Write the prompt in $EDITOR."""
         self.to_main()
+        self.main.prompt.call_later(self._edit_prompt)  # behind the keys that still wait to be typed into it
+
+    def _edit_prompt(self) -> None:
         prompt = self.main.prompt
         try:
             with self.suspend():

@@ -113,18 +113,22 @@ class Dialogue:
         self._show()
         self._view.chats_changed()
 
-    def open(self, id: str) -> None:
-        """Show the chat ``id``. One whose reply is being written is taken as it is, not from the disk."""
+    def open(self, id: str, *, keep_prompt: bool = False) -> None:
+        """Show the chat ``id``. One whose reply is being written is taken as it is, not from the disk.
+
+        With ``keep_prompt`` what stands in the prompt stays there; otherwise the chat's own draft takes its place.
+        """
         live = next((w.conversation for w in self._all_writings() if w.conversation.id == id), None)
         if live is not None:
-            self._opened((live, ""))
+            self._opened((live, ""), keep_prompt)
         elif id != self.conversation.id:
-            self._work(lambda: self._records.load(id), self._opened, self._failed)
+            self._work(lambda: self._records.load(id), lambda found: self._opened(found, keep_prompt), self._failed)
 
-    def _opened(self, found: tuple[Conversation, str]) -> None:
+    def _opened(self, found: tuple[Conversation, str], keep_prompt: bool) -> None:
         self._editing = None
         self.conversation, draft = found
-        self._view.put_prompt(draft)
+        if not keep_prompt:
+            self._view.put_prompt(draft)
         self._observed.forget_figures()
         self._show()
         self._view.chats_changed()
