@@ -336,6 +336,37 @@ async def test_a_selection_by_mouse_is_shown() -> None:
         assert len(grounds) > 1
 
 
+async def test_showing_the_same_chat_again_keeps_the_place_and_the_drawing() -> None:
+    app = Stage()
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.talk.show(chat(10))
+        await pilot.pause()
+        app.talk.select("m4")
+        await pilot.pause()
+        before, items = app.shown(), list(app.talk._items)
+        app.talk.show([*chat(7), Entry("other", "assistant", "llama", "Another version.")])
+        await pilot.pause()
+        assert app.shown() == before
+        assert app.talk._items[:7] == items[:7], "what did not change is not drawn again"
+        app.talk.show([Entry("x", "user", "you", "A chat of its own.")])
+        await pilot.pause()
+        assert app.talk.following
+        assert app.talk.current is None
+
+
+async def test_a_reply_goes_on_when_its_chat_is_shown_again() -> None:
+    app = Stage()
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.talk.show([Entry("r", "assistant", "llama", "One ", "", "streaming")])
+        app.talk.feed("r", "two ")
+        app.talk.show([Entry("other", "user", "you", "Elsewhere.")])
+        app.talk.feed("r", "lost here, but the app has it ")
+        app.talk.show([Entry("r", "assistant", "llama", "One two three ", "", "streaming")])
+        app.talk.feed("r", "four")
+        await pilot.pause(0.2)
+        assert app.shown()[1].strip() == "One two three four"
+
+
 async def test_feeding_what_is_not_shown_is_passed_over() -> None:
     app = Stage()
     async with app.run_test(size=(60, 20)) as pilot:

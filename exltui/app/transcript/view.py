@@ -67,16 +67,21 @@ class Transcript(ScrollView, can_focus=True):
     # ── what the app calls ──
 
     def show(self, entries: list[Entry]) -> None:
-        """Show these entries instead of what is there, at their end."""
-        self._items = [Item(entry) for entry in entries]
+        """Show these entries instead of what is there.
+
+        The view goes to the end, but stays where it is when a person has scrolled up in the same conversation. Entries that are the same
+        as before keep their drawing.
+        """
+        standing = self._standing()
+        known = {item.entry.id: item for item in self._items}
+        self._items = [item if (item := known.get(entry.id)) and item.entry == entry else Item(entry) for entry in entries]
         self._index = {entry.id: index for index, entry in enumerate(entries)}
-        self._grown.clear()
-        self._drawn.clear()
+        self._drawn = {item.entry.id: item for item in self._items if item.drawn}
+        self._grown &= set(self._index)
         self._tops = [0]
-        self._following = True
         if self.current not in self._index:
             self._set_current(None)
-        self._lay_out()
+        self._lay_out(standing)
 
     def add(self, entry: Entry) -> None:
         """Put one entry at the end. An entry in state ``streaming`` takes ``feed`` until ``finish``."""
@@ -166,7 +171,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         if self.size.width != self._laid_out:
-            self._lay_out()
+            self._lay_out(self._standing())
             return
         if self._following:
             self._move_to_end()
@@ -190,25 +195,33 @@ class Transcript(ScrollView, can_focus=True):
             self._palette = Palette.of(self)
         return self._palette
 
-    def _lay_out(self) -> None:
-        """Estimate everything for the width that there is, keeping what is at the top of the view there."""
+    def _standing(self) -> tuple[str, float] | None:
+        """What is at the top of the view: an entry's id, and how far down in it from 0 to 1. None while following the end."""
+        if self._following or not self._items:
+            return None
+        row = self.scroll_offset.y
+        index = self._item_at(row)
+        return self._items[index].entry.id, self._share(index, row)
+
+    def _lay_out(self, standing: tuple[str, float] | None) -> None:
+        """Estimate everything for the width that there is, and put what was at the top of the view there again, else go to the end."""
+        self._following = standing is None or standing[0] not in self._index
         width = self.size.width
         if not width or not self.size.height:
             return
-        at = self._item_at(self.scroll_offset.y)
-        share = self._share(at, self.scroll_offset.y) if at < len(self._tops) - 1 else 0.0
         self._laid_out = width
         for index, item in enumerate(self._items):
             item.estimate(width)
             if item.entry.state == "streaming":
                 self._draw(index)
         self._count()
-        if self._following or at >= len(self._items):
+        if standing is None or self._following:
             self._move_to_end()
         else:
-            self._draw(at)
-            self._count(at)
-            self._move_to(self._tops[at] + round(share * self._items[at].height))
+            index = self._index[standing[0]]
+            self._draw(index)
+            self._count(index)
+            self._move_to(self._tops[index] + round(standing[1] * self._items[index].height))
         self.refresh()
 
     def _item_at(self, row: int) -> int:
