@@ -102,6 +102,8 @@ class Stage:
         for _ in range(3):
             await self.app.workers.wait_for_complete()
             await pilot.pause()
+        self.app.draw_status()
+        await pilot.pause()
 
     async def play(self, pilot: Pilot, seconds: float) -> None:
         """Let time pass in steps of a tenth of a second."""

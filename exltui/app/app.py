@@ -167,16 +167,24 @@ class ExltuiApp(App[None]):
             self.dialogue.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
-        if self.main.query("#status") and self.main.query("#devices"):  # not yet, or no longer, at the very start and end
-            self.main.status.show(self.observed, self.hints())
-            if met:
-                self.main.devices.show()
+        self.draw_status()
+        if met and self.main.query("#devices"):
+            self.main.devices.show()
         self._keep_draft()
         self.desk.tick()
         if self.observed.busy or self.dialogue.busy or self.desk.busy:
             self._frame.resume()
         else:
             self._frame.pause()
+
+    def draw_status(self) -> None:
+        """Bring the status line up to date."""
+        if self.main.query("#status"):  # not yet, or no longer, at the very start and end
+            self.main.status.show(self.observed, self.hints())
+
+    def on_descendant_focus(self) -> None:
+        """Other keys matter where the focus is now."""
+        self.draw_status()
 
     def hints(self) -> tuple[tuple[str, str], ...]:
         """The keys that matter now, for the right end of the status line."""
