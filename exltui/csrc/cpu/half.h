@@ -1,4 +1,5 @@
-// 16-bit floats in plain integer arithmetic: the portable kernels, and the odd end of every row.
+// 16-bit floats in plain integer arithmetic: the portable kernels, and the odd end of every row. Static: were they shared, the linker
+// might give the portable kernels a copy that was compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -6,21 +7,21 @@
 
 namespace exltui {
 
-inline float bits_to_float(uint32_t bits) {
+static inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-inline uint32_t float_to_bits(float value) {
+static inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline float bf16_to_float(uint16_t h) { return bits_to_float(static_cast<uint32_t>(h) << 16); }
+static inline float bf16_to_float(uint16_t h) { return bits_to_float(static_cast<uint32_t>(h) << 16); }
 
-inline float half_to_float(uint16_t h) {
+static inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
   if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // infinity, NaN
   // The exponent is 112 too small; multiplying by 2^112 puts it right, subnormals included.
@@ -28,7 +29,7 @@ inline float half_to_float(uint16_t h) {
   return bits_to_float(float_to_bits(value) | sign);
 }
 
-inline uint16_t float_to_half(float value) {  // nearest, ties to even
+static inline uint16_t float_to_half(float value) {  // nearest, ties to even
   const uint32_t bits = float_to_bits(value), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity

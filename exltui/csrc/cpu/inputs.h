@@ -10,7 +10,7 @@
 
 namespace exltui {
 
-constexpr int64_t FEW = 16;  // tokens up to which a product reads the weight as it lies; measured with benchmarks/ops.py
+constexpr int64_t FEW = 16;  // tokens up to which a product reads the weight as it lies: at 16 still 1.6 times as fast for f16, 1.1 for EXL2
 
 // x in the form in which each of some weights wants it: in the row order of EXL2, with sums over its groups, in tiles when tokens are many.
 // Weights in the same order share it.

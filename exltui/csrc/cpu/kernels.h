@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#define EXLTUI_INLINE __attribute__((always_inline))
+
 namespace exltui {
 
 enum class Type : int { f32, f16, bf16 };
@@ -48,9 +50,10 @@ struct Store {
   int bits;          // 32, 16, 8, 4
   int64_t g, d;
 
-  int64_t row_bytes() const { return d * bits / 8; }
-  char* row(int64_t slot, int64_t head) const { return static_cast<char*>(codes) + (slot * g + head) * row_bytes(); }
-  uint16_t* row_scales(int64_t slot, int64_t head) const { return scales ? scales + (slot * g + head) * (d / 32) : nullptr; }
+  // Always inlined, or the linker might share a copy that was compiled for AVX-512.
+  EXLTUI_INLINE int64_t row_bytes() const { return d * bits / 8; }
+  EXLTUI_INLINE char* row(int64_t slot, int64_t head) const { return static_cast<char*>(codes) + (slot * g + head) * row_bytes(); }
+  EXLTUI_INLINE uint16_t* row_scales(int64_t slot, int64_t head) const { return scales ? scales + (slot * g + head) * (d / 32) : nullptr; }
 };
 
 // The query heads of one token that share a key/value head, against keys first .. last - 1 of one page.
