@@ -113,6 +113,7 @@ class TestPanes:
             await stage.ask(pilot, TIDES)
             await pilot.press("alt+up", "r")
             await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+            await pilot.press("alt+up")
 
         assert compare(snap_compare, stage, size, act)
 
