@@ -6,10 +6,11 @@ import random
 
 from app_stage import BIG, STARTER, Stage
 
-KEYS = [
-    *("ctrl+n ctrl+o ctrl+s ctrl+d ctrl+l ctrl+p f1 f2 f3 f4 f5 escape enter tab shift+tab up down left right alt+up alt+down").split(),
-    *("alt+left alt+right pageup pagedown home end ctrl+j ctrl+c backspace delete slash question_mark y e r d u 1 2 o g n R a space").split(),
-]  # fmt: skip
+KEYS = (
+    "ctrl+n ctrl+o ctrl+s ctrl+d ctrl+l ctrl+p f1 f2 f3 f4 f5 escape enter tab shift+tab up down left right "
+    "alt+up alt+down alt+left alt+right pageup pagedown home end ctrl+j ctrl+c backspace delete slash question_mark "
+    "y e r d u 1 2 o g n R a space"
+).split()
 SIZES = [(160, 45), (100, 30), (80, 24), (60, 18), (30, 8), (10, 3), (131, 29)]
 
 
