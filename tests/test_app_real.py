@@ -71,7 +71,7 @@ async def test_escape_stops_the_real_engine_within_a_step(starter_models_dir, tm
     app = real_app(starter_models_dir, tmp_path / "sessions.db")
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: app.observed.loaded is not None)
-        await pilot.press(*"Count from 1 to 500.", "enter")
+        await pilot.press(*"Write a long story about a dragon.", "enter")
         await until(pilot, lambda: bool(app.observed.job and app.observed.job.new_tokens > 5))
         await pilot.press("escape")
         await until(pilot, lambda: not app.dialogue.busy, seconds=10)
