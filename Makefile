@@ -30,7 +30,7 @@ wheel: ## build the wheel and try it in a clean environment outside the checkout
 	@.venv/bin/python scripts/check_wheel.py
 
 screenshots: ## draw the README's pictures from the real app
-	@$(PYTHON) scripts/bootstrap.py --dev --starter
+	@$(PYTHON) scripts/bootstrap.py --dev
 	@.venv/bin/python scripts/screenshot.py
 
 clean: ## remove the virtual environment and what was built

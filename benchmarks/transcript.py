@@ -75,9 +75,7 @@ def run_child(options: Child) -> None:
             talk = self.query_one(Transcript)
             entries = [Entry("u0", "user", "you", "Why are there two tides a day?")]
             for number in range(options.history):
-                entries.append(
-                    Entry(f"h{number}", "assistant" if number % 2 else "user", "llama", answer if number % 2 else "And why?")
-                )
+                entries.append(Entry(f"h{number}", "assistant" if number % 2 else "user", "llama", answer if number % 2 else "And why?"))
             talk.show(entries)
             self.query_one(PromptBox).focus()
             self.set_timer(1.0, self.begin)

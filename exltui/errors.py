@@ -59,5 +59,5 @@ class DeviceError(ExltuiError):
     """A device is not there, or has too little memory."""
 
 
-class Cancelled(ExltuiError):
+class Cancelled(ExltuiError):  # noqa: N818  it is no error, only the way out of a long call
     """The user stopped a long operation. Not a failure: nothing half-done is left behind."""

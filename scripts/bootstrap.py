@@ -105,15 +105,10 @@ def install_torch() -> None:
         return
     if not linux_nvidia and pip("-q", "uv", quiet=True) == 0:
         backend = "auto" if kind else "cpu"
-        if (
-            run(BIN / "uv", "pip", "install", "--python", PYTHON, f"torch=={version}", f"--torch-backend={backend}", quiet=True)
-            == 0
-        ):
+        if run(BIN / "uv", "pip", "install", "--python", PYTHON, f"torch=={version}", f"--torch-backend={backend}", quiet=True) == 0:
             return
     if pip(f"torch=={version}", "-c", str(CONSTRAINTS)) != 0:
-        raise SetupError(
-            f"torch {version} could not be installed (pip's reason stands above); run the command again when that is mended"
-        )
+        raise SetupError(f"torch {version} could not be installed (pip's reason stands above); run the command again when that is mended")
 
 
 def install(level: str) -> None:
@@ -125,9 +120,7 @@ def install(level: str) -> None:
     install_torch()
     say(f"installing exltui and its packages{' for ' + level if level != 'app' else ''}")
     if pip("-q", "-c", str(CONSTRAINTS), "-e", f".{EXTRAS[level]}") != 0:
-        raise SetupError(
-            "the packages could not be installed (pip's reason stands above); run the command again when that is mended"
-        )
+        raise SetupError("the packages could not be installed (pip's reason stands above); run the command again when that is mended")
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")):
         say("no C++ compiler found: exltui will run, but slowly; on Debian and Ubuntu: sudo apt install g++")
     STAMP.write_text(json.dumps({"fingerprint": mark, "level": level}), encoding="utf-8")
@@ -152,9 +145,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if sys.version_info < (3, 10):
-            raise SetupError(
-                f"exltui needs Python 3.10 or newer, not {platform.python_version()}; try: make chat PYTHON=python3.12"
-            )
+            raise SetupError(f"exltui needs Python 3.10 or newer, not {platform.python_version()}; try: make chat PYTHON=python3.12")
         install(options.level)
         if options.starter:
             get_starter()

@@ -1,4 +1,4 @@
-"""Draw the app from a recorded event log: ``python scripts/screenshot.py docs/exltui.svg [COLUMNSxROWS] [THEME]``."""
+"""Draw the README's picture of the app from a recorded event log: ``python scripts/screenshot.py [FILE.svg] [COLUMNSxROWS] [THEME]``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ async def draw(target: Path, size: tuple[int, int], theme: str) -> None:
 
 
 def main() -> int:
-    if len(sys.argv) < 2:
-        print(__doc__)
-        return 2
-    columns, _, rows = (sys.argv[2] if len(sys.argv) > 2 else "160x45").partition("x")
-    asyncio.run(draw(Path(sys.argv[1]), (int(columns), int(rows)), sys.argv[3] if len(sys.argv) > 3 else "dark"))
+    target, size, theme = (*sys.argv[1:4], *("docs/exltui.svg", "160x45", "dark")[len(sys.argv) - 1 :])
+    columns, _, rows = size.partition("x")
+    asyncio.run(draw(Path(target), (int(columns), int(rows)), theme))
     return 0
 
 

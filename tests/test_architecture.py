@@ -120,9 +120,7 @@ def test_a_part_stays_free_of_what_it_must_not_know(path: Path) -> None:
 
 
 def test_there_are_no_import_cycles() -> None:
-    graph = {
-        name: {other for other in imports(path, top_level=True) if other in NAMES and other != name} for name, path in NAMES.items()
-    }
+    graph = {name: {other for other in imports(path, top_level=True) if other in NAMES and other != name} for name, path in NAMES.items()}
     state: dict[str, int] = {}
     trail: list[str] = []
 

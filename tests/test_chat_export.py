@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -133,6 +134,7 @@ def broken(change) -> str:
         (broken(lambda v: v["messages"][1].update(stats=[])), "stats"),
         (broken(lambda v: v["messages"][1].update(stats={})), "incomplete"),
     ],
+    ids=count(),  # the texts hold new identifiers in each process, and every worker must name the cases alike
 )
 def test_what_is_no_chat_is_refused_in_one_sentence(text: str, says: str):
     with pytest.raises(ExltuiError, match=says) as caught:

@@ -70,9 +70,7 @@ def stream(chunks: list[str], width: int = 40) -> list[str]:
         else:
             body.close()
         change = body.update()
-        assert screen[change.first :] == [repr(line) for line in change.old], (
-            "a repaint starts from lines that are not on the screen"
-        )
+        assert screen[change.first :] == [repr(line) for line in change.old], "a repaint starts from lines that are not on the screen"
         screen[change.first :] = [repr(line) for line in change.new]
         assert screen == drawn(body)
     return screen

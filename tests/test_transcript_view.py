@@ -157,9 +157,7 @@ async def test_the_cost_of_a_frame_does_not_grow_with_the_reply(monkeypatch: pyt
         await pilot.pause()
         drawn = [0]
         wrapped, coded = body.draw_markdown, fence.draw_code_line
-        monkeypatch.setattr(
-            body, "draw_markdown", lambda drawing, width: drawn.__setitem__(0, drawn[0] + 1) or wrapped(drawing, width)
-        )
+        monkeypatch.setattr(body, "draw_markdown", lambda drawing, width: drawn.__setitem__(0, drawn[0] + 1) or wrapped(drawing, width))
         monkeypatch.setattr(fence, "draw_code_line", lambda *given: drawn.__setitem__(0, drawn[0] + 1) or coded(*given))
         costs = []
         for _ in range(15):

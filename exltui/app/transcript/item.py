@@ -83,9 +83,7 @@ class Item:
         foot = self._foot
         change = self._body.update()
         self._draw_frame()
-        return Change(
-            len(self._head) + change.first, [*self._indented(change.old), *foot], [*self._indented(change.new), *self._foot]
-        )
+        return Change(len(self._head) + change.first, [*self._indented(change.old), *foot], [*self._indented(change.new), *self._foot])
 
     def rows(self, start: int, stop: int) -> list[Line]:
         """Rows from ``start`` up to ``stop``, which is left out."""
@@ -156,9 +154,7 @@ class Item:
         entry = self.entry
         look = entry.role if entry.role in ("user", "assistant", "system") else "system"
         room = min(self._width, WIDEST) - 2
-        meta = one_line(
-            " · ".join(part for part in (entry.meta, "stopped" if entry.state == "stopped" else "") if part), max(8, room - 8)
-        )
+        meta = one_line(" · ".join(part for part in (entry.meta, "stopped" if entry.state == "stopped" else "") if part), max(8, room - 8))
         name = one_line(entry.name or entry.role, max(4, room - cell_len(meta) - 1))
         gap = max(1, room - cell_len(name) - cell_len(meta)) if meta else 0
         return Line((spaces(1), Segment(name, palette[look]), spaces(gap), Segment(meta, palette["meta"])), 1)

@@ -40,8 +40,7 @@ class Transcript(ScrollView, can_focus=True):
 
     COMPONENT_CLASSES = looks.COMPONENTS
     DEFAULT_CSS = (
-        "Transcript { overflow-y: scroll; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }\n"
-        + looks.DEFAULT_CSS
+        "Transcript { overflow-y: scroll; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }\n" + looks.DEFAULT_CSS
     )
 
     @dataclass

@@ -30,14 +30,9 @@ def register(device_type: str, progress: Progress | None = None) -> None:
 
 
 def _register(device_type: str, progress: Progress | None) -> None:
-    if device_type not in ("cpu", "cuda"):
+    if device_type != "cpu":
         return
     build.load(device_type, progress)
-    if device_type == "cpu":
-        from exltui.engine.ops import cpu
+    from exltui.engine.ops import cpu
 
-        cpu.enter()
-    else:
-        from exltui.engine.ops import cuda
-
-        cuda.enter()
+    cpu.enter()
