@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -189,6 +189,7 @@ def test_special_tokens_in_the_middle_cost_no_spaces(tmp_path_factory: pytest.Te
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet="abcde é€😀\n", max_size=30), cut=st.integers(0, 20))
+@example("aaaaa€😀😀€ ", 20)  # the last four ids of the prompt begin within a character
 def test_a_reply_continues_the_prompt_with_its_spaces(tmp_path_factory: pytest.TempPathFactory, text: str, cut: int) -> None:
     tokenizer = Tokenizer(write_metaspace_tokenizer(tmp_path_factory.getbasetemp() / "metaspace"))
     ids = tokenizer.encode(text)

@@ -197,18 +197,22 @@ class ExltuiApp(App[None]):
         return (("F1", "help"), ("^P", "menu"), ("^L", "models"), ("^Q", "quit"))
 
     def work_aside(self, job: Callable[[], Any], then: Callable[[Any], None], failed: Callable[[ExltuiError], None]) -> None:
-        """Run ``job`` in a thread of its own and then one of the others on the screen's thread."""
+        """Run ``job`` in a thread of its own and then one of the others on the screen's thread, if there still is a screen."""
+
+        def deliver(receive: Callable[[Any], None], value: Any) -> None:
+            if self.is_running:
+                receive(value)
 
         def run() -> None:
             try:
                 result = job()
             except ExltuiError as error:
-                self.call_later(failed, error)
+                self.call_later(deliver, failed, error)
             except Exception as error:
                 log.exception("work beside the screen failed")
-                self.call_later(failed, ExltuiError(f"This did not work: {error}", f"Details are in {paths.log_file()}."))
+                self.call_later(deliver, failed, ExltuiError(f"This did not work: {error}", f"Details are in {paths.log_file()}."))
             else:
-                self.call_later(then, result)
+                self.call_later(deliver, then, result)
 
         self.run_worker(run, thread=True)
         self._frame.resume()

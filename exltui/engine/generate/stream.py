@@ -28,13 +28,20 @@ class TextStreamer:
         self._stops = tuple(stop for stop in stop_strings if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         # The window: ids whose text is out, kept because decoders treat the very first id differently, then ids that are open.
-        self._context = list(before[-LONG_WINDOW:])
+        self._context = self._whole(list(before[-LONG_WINDOW:]))
         self._open: list[int] = []
         self._known = decode(self._context) if self._context else ""  # the beginning of the window's text, up to which it is out
-        if self._known.endswith(REPLACEMENT):  # a prompt that ends within a character; the reply stands alone
-            self._context, self._known = [], ""
         self._held = ""  # text that is certain but may be the start of a stop string
         self.stop: str | None = None  # the stop string that ended the text
+
+    def _whole(self, before: list[int]) -> list[int]:
+        """The longest end of ``before`` that does not end within a character; none if the prompt itself does: the reply stands alone.
+
+        Where ``before`` begins within a character, a byte fall-back decodes no byte of the run, complete characters behind it included.
+        """
+        while before and self._decode(before).endswith(REPLACEMENT):
+            before = before[1:]
+        return before
 
     def push(self, token: int) -> str:
         """Accept one id -> the text that is now certain. After a stop string was found, nothing more comes."""
