@@ -9,6 +9,7 @@ setup(
         "exltui": ["py.typed"],
         "exltui.app": ["**/*.tcss"],
         "exltui.csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
+        "exltui.presets": ["*.toml"],
         "exltui.themes": ["*.toml"],
     },
 )

@@ -35,6 +35,11 @@ def user_themes_dir() -> Path:
     return _user("config") / "themes"
 
 
+def presets_dirs() -> tuple[Path, Path]:
+    """Where sampler presets lie: the user's, then those that ship with exltui."""
+    return _user("config") / "presets", package_dir() / "presets"
+
+
 def log_file() -> Path:
     return _user("log") / "exltui.log"
 

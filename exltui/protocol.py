@@ -30,16 +30,43 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One set of sampler settings. Names and formulas: docs/sampling.md. Every setting has an off value."""
+    """One set of sampler settings, plain values. Ranges and help: exltui/sampling.py; formulas: docs/sampling.md."""
 
     temperature: float = 0.8  # 0: greedy; off at 1
+    temperature_last: bool = False  # after the cuts
+    min_temp: float = 0.0  # dynamic temperature; off unless max_temp is higher
+    max_temp: float = 0.0
+    temp_exponent: float = 1.0
+    smoothing_factor: float = 0.0  # off at 0
+    top_n_sigma: float = 0.0  # off at 0
     top_k: int = 50  # off at 0
     top_p: float = 0.9  # off at 1 (0 also means off)
+    top_a: float = 0.0  # off at 0
     min_p: float = 0.05  # off at 0
+    tfs: float = 0.0  # off at 0 and 1
+    typical: float = 0.0  # off at 0 and 1
+    mirostat: bool = False
+    mirostat_tau: float = 1.5  # bits
+    mirostat_eta: float = 0.1
+    mirostat_mu: float | None = None  # None: 2 tau
+    adaptive_target: float = 1.0  # off at 1
+    adaptive_decay: float = 0.9
+    xtc_probability: float = 0.0  # off at 0
+    xtc_threshold: float = 0.1
+    xtc_ignore_tokens: str = "\n"  # characters
+    skew: float = 0.0  # off at 0
     token_repetition_penalty: float = 1.0  # off at 1
     token_presence_penalty: float = 0.0  # off at 0
     token_frequency_penalty: float = 0.0  # off at 0
     token_repetition_range: int = -1  # how many of the last tokens the penalties see; -1: all
+    token_repetition_decay: int = 0  # and over how many more they fade
+    dry_multiplier: float = 0.0  # off at 0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: int = 0  # 0: all
+    dry_max_ngram: int = 20
+    dry_sequence_breakers: str = '.,!?<>[](){}\n\t"'  # characters
+    order: str = ""  # names of stages with commas; "": the order of sampling.ORDER
     seed: int | None = None  # None: drawn afresh and reported in Done
 
 
@@ -56,6 +83,9 @@ class JobSpec:
     max_new_tokens: int | None = None  # None: until the context is full
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()  # added to the model's own
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
+    banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
+    allowed_tokens: tuple[int, ...] | None = None  # only these ids are drawn
 
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

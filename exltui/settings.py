@@ -1,4 +1,4 @@
-"""The settings file, settings.toml: read into one dataclass, and changed in place so that a person's comments stay.
+"""The settings file, settings.toml: read into one dataclass, and changed in place so that a person's comments stay. Sampler presets.
 
 Every key may be missing. A key that is not known or has a value of another kind is refused with the file's and the key's name.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exltui import paths
-from exltui.errors import SettingsError
+from exltui import paths, sampling
+from exltui.errors import SamplingError, SettingsError
 from exltui.protocol import LoadOptions, Sampling
 
 if sys.version_info >= (3, 11):
@@ -52,6 +52,49 @@ def read_settings(file: Path | None = None) -> Settings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{file}: cannot be read: {error}", "mend the file, or remove it to get the defaults back") from error
     return _build(Settings, values, file, "")
+
+
+def preset_names() -> list[str]:
+    """The names of all sampler presets, the user's and those that ship with exltui."""
+    return sorted({path.stem for folder in paths.presets_dirs() for path in folder.glob("*.toml")})
+
+
+def read_preset(name: str) -> Sampling:
+    """A preset by its name, or by the path of a .toml file with the keys of ``[sampling]``. Raises SettingsError."""
+    places = [Path(name).expanduser()] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in paths.presets_dirs()]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None or (not name.endswith(".toml") and file.stem not in preset_names()):  # a name must not lead out of the folders
+        raise SettingsError(f"there is no sampler preset {name!r}", f"known are {', '.join(preset_names())}; or give a .toml file")
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{file}: cannot be read: {error}", "mend the file") from error
+    found: Sampling = _build(Sampling, values, file, "")
+    try:
+        sampling.validate(found)
+    except SamplingError as error:
+        raise SettingsError(f"{file}: {error}", error.hint) from error
+    return found
+
+
+def save_preset(name: str, values: Sampling) -> Path:
+    """Keep ``values`` as a preset of the user's -> its file, which holds what differs from the defaults. Raises SettingsError."""
+    if not name or name.strip(". ") != name or any(sign in name for sign in '/\\:*?"<>|') or not name.isprintable():
+        raise SettingsError(f"{name!r} cannot be the name of a preset", "use letters, digits, blanks and dashes")
+    import tomlkit
+
+    changed = {
+        each.name: now for each in dataclasses.fields(values) if (now := getattr(values, each.name)) != getattr(Sampling(), each.name)
+    }
+    file = paths.presets_dirs()[0] / f"{name}.toml"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(tomlkit.dumps(changed), encoding="utf-8")
+        new.replace(file)
+    except OSError as error:
+        raise SettingsError(f"{file}: the preset cannot be saved: {error}", "check the folder and the room on its disk") from error
+    return file
 
 
 def remember(key: str, value: Any, file: Path | None = None) -> None:

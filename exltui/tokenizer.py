@@ -38,6 +38,7 @@ class Tokenizer:
         except Exception as error:
             raise ModelError(f"{path}: cannot be read as a tokenizer: {error}", "download the file again") from error
         self._config = _read_json(directory / "tokenizer_config.json")
+        self._ids_with: dict[str, frozenset[int]] = {}
         self.bos_id = self._named("bos_token")
         self.eos_ids = frozenset(self._eos_ids())
 
@@ -78,6 +79,26 @@ class Tokenizer:
     def piece(self, token: int) -> str:
         """How the vocabulary spells ``token``, or ``""`` for an id that is not in it."""
         return self._inner.id_to_token(token) or ""
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What each id adds to a text, special tokens spelled out; what is no whole character is U+FFFD."""
+        before = self.encode("a")[-1:]
+        start = len(self.decode(before, special=True))
+        ids = [[*before, i] for i in range(self.size)]
+        return [text[start:] for text in self._inner.decode_batch(ids, skip_special_tokens=False)]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that were added to the vocabulary, such as the end of a turn."""
+        return frozenset(self._inner.get_added_tokens_decoder())
+
+    def ids_with(self, characters: str) -> frozenset[int]:
+        """Ids whose text holds one of ``characters``, and all special ones."""
+        if characters not in self._ids_with:
+            wanted = set(characters)
+            self._ids_with[characters] = self.special_ids | {i for i, text in enumerate(self.texts) if not wanted.isdisjoint(text)}
+        return self._ids_with[characters]
 
     def id(self, piece: str) -> int | None:
         return self._inner.token_to_id(piece)

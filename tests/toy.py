@@ -14,7 +14,8 @@ import torch
 
 from exltui.engine.generate.generator import Generator
 from exltui.engine.generate.sampling import Sampler
-from exltui.engine.ops.sample import sample, sample_cpu
+from exltui.engine.ops import bind
+from exltui.engine.ops.sample import sample
 from exltui.engine.run import pages, step
 from exltui.engine.run.step import Step
 from exltui.protocol import JobSpec
@@ -36,6 +37,10 @@ def decode(ids: list[int]) -> str:
     return "".join(LETTERS[i] for i in ids)
 
 
+def ids_with(characters: str) -> frozenset[int]:
+    return frozenset({EOS, *(i for i, letter in enumerate(LETTERS) if letter in characters)})
+
+
 class ToyCache:
     def __init__(self, count: int) -> None:
         self.pages = count
@@ -51,7 +56,7 @@ class ToyRunner:
 
     def __init__(self, count: int) -> None:
         self.cache = ToyCache(count)
-        ops = SimpleNamespace(sample=sample_cpu)
+        ops = SimpleNamespace(sample=bind("cpu").sample)
         self.model = SimpleNamespace(device=torch.device("cpu"), spec=SimpleNamespace(vocab=VOCABULARY), ops=ops, nbytes=1)
         self.steps = 0
         self.largest = 0
@@ -86,7 +91,9 @@ def toy_tokenizer() -> SimpleNamespace:
     def encode(text: str, *, parse_special: bool = True, add_bos: bool = False) -> list[int]:
         return [LETTERS.index(letter) for letter in text]
 
-    return SimpleNamespace(eos_ids=frozenset({EOS}), adds_bos=False, encode=encode, decode=decode)
+    return SimpleNamespace(
+        eos_ids=frozenset({EOS}), adds_bos=False, encode=encode, decode=decode, size=VOCABULARY, texts=list(LETTERS), ids_with=ids_with
+    )
 
 
 def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7) -> Generator:
@@ -103,12 +110,15 @@ def small_pages(patch, size: int) -> None:
 
 def expected(spec: JobSpec, context: int) -> tuple[list[int], str]:
     """The reply to ``spec`` and its stop reason, computed one token at a time without a cache."""
-    sampler = Sampler(spec.sampling)
+    bias = {**dict(spec.logit_bias), **dict.fromkeys(spec.banned_tokens, float("-inf"))}
+    sampler = Sampler(spec.sampling, ids_with, bias=bias, allowed=spec.allowed_tokens, width=VOCABULARY)
     prompt = list(spec.prompt_ids) if spec.prompt_ids is not None else [LETTERS.index(c) for c in spec.prompt or ""]
     tokens = list(prompt)
     while True:
         logits = torch.from_numpy(toy_logits(tokens))[None]
-        token = int(sample(logits, [sampler.params(tokens, len(tokens))]))
+        drawn, probability, prior = sample(logits, [sampler.params(tokens, len(tokens))])[0].tolist()
+        sampler.observe(len(tokens), probability, prior)
+        token = int(drawn)
         if token == EOS or token in spec.stop_token_ids:
             return tokens[len(prompt) :], "stop_token"
         tokens.append(token)

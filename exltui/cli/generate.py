@@ -13,7 +13,7 @@ from exltui.cli.options import load_options, model_path, sampling_options
 from exltui.cli.output import ProgressLine, print_json
 from exltui.cli.source import read_ids, read_text
 from exltui.errors import ExltuiError
-from exltui.protocol import Done, Event, JobSpec, Stats, Text
+from exltui.protocol import Done, Event, Failed, JobSpec, Stats, Text
 from exltui.text import strip_terminal
 from exltui.tokenizer import Tokenizer
 
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     pieces: list[str] = []
     write = pieces.append if options.json else _write
     for event in _events(session.generator, job):
+        if isinstance(event, Failed):
+            raise ExltuiError(event.error, event.hint)
         if isinstance(event, Text):
             write(event.text)
         elif isinstance(event, Done):

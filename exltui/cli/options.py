@@ -10,7 +10,7 @@ from typing import Any
 
 from exltui.errors import ModelError, SettingsError
 from exltui.protocol import LoadOptions, Sampling
-from exltui.settings import Settings, read_settings
+from exltui.settings import Settings, read_preset, read_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def load_options(options: argparse.Namespace, settings: Settings | None = None) 
 
 
 def sampling_options(options: argparse.Namespace) -> Sampling:
-    """The sampler flags that were given, over exltui's defaults: what the app remembers does not change what a script gets."""
+    """The flags that were given, over --preset or exltui's defaults: what the app remembers does not change what a script gets."""
     given = _given(options, Sampling)
     if options.greedy:
         given["temperature"] = 0.0
-    return Sampling(**given)
+    return dataclasses.replace(read_preset(options.preset) if options.preset else Sampling(), **given)
 
 
 def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:

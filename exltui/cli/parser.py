@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import exltui
+from exltui.sampling import SETTINGS
 
 Run = Callable[[argparse.Namespace], int]
 Commands = Any  # argparse's own type for sub-commands has no public name
@@ -81,6 +82,24 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
+def _sampler(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting of the sampler, --preset below them and --greedy above."""
+    group = parser.add_argument_group("sampler")
+    group.add_argument("--preset", metavar="NAME", help="start from a preset: its name, or a .toml file; flags come before it")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    metavars = {"number": "X", "whole": "N", "text": "TEXT"}
+    kinds = {"number": float, "whole": int, "text": str}
+    for setting in SETTINGS:
+        flag, default = f"--{setting.name.replace('_', '-')}", setting.default
+        if setting.kind == "switch":
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=setting.help.replace("%", "%%"))
+            continue
+        notes = [f"{setting.off} is off"] if setting.off not in (None, "") else []
+        notes += [f"default {default}"] if setting.kind != "text" and default is not None else []
+        text = f"{setting.help[:-1]} ({', '.join(notes)})" if notes else setting.help[:-1]
+        group.add_argument(flag, type=kinds[setting.kind], metavar=metavars[setting.kind], help=text.replace("%", "%%"))
+
+
 def _add_models(commands: Commands) -> None:
     models = commands.add_parser("models", help="list, get, describe and remove models", description="Models on this machine.")
     _shared(models, model=False)
@@ -120,20 +139,7 @@ def _add_generate(commands: Commands) -> None:
     chat.add_argument("--chat", action="store_true", help="the prompt is a message: apply the model's chat template")
     chat.add_argument("--system", metavar="TEXT", help="with --chat, a system prompt")
     chat.add_argument("--chat-format", metavar="NAME", help="with --chat, a format by name in place of the model's template")
-    sampler = parser.add_argument_group("sampler")
-    sampler.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    for flag, kind, text in (
-        ("--temperature", float, "0: greedy, 1: off (default 0.8)"),
-        ("--top-k", int, "keep the K likeliest; 0: off (default 50)"),
-        ("--top-p", float, "keep the likeliest that make up this share; 1: off (default 0.9)"),
-        ("--min-p", float, "keep what has this share of the likeliest's probability; 0: off (default 0.05)"),
-        ("--token-repetition-penalty", float, "1: off (default 1)"),
-        ("--token-presence-penalty", float, "0: off (default 0)"),
-        ("--token-frequency-penalty", float, "0: off (default 0)"),
-        ("--token-repetition-range", int, "how many of the last tokens the penalties see; -1: all (default -1)"),
-        ("--seed", int, "the same seed gives the same text (default: a fresh one, which is reported)"),
-    ):
-        sampler.add_argument(flag, type=kind, metavar="X" if kind is float else "N", help=text)
+    _sampler(parser)
     stop = parser.add_argument_group("length")
     stop.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="at most N tokens (default: until the model ends or the context is full)"

@@ -23,7 +23,7 @@ from typing import Any
 
 from exltui.engine.session import Session, open_session
 from exltui.errors import ExltuiError
-from exltui.protocol import Done, Event, JobSpec, LoadOptions, Sampling, Stats, Text
+from exltui.protocol import Done, Event, Failed, JobSpec, LoadOptions, Sampling, Stats, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class Engine:
                         raise ExltuiError("this stream was ended by a step that failed while another one was read")
                     self._step()
                 event = inbox.popleft()
+                if isinstance(event, Failed):
+                    raise ExltuiError(event.error, event.hint)
                 yield event
         finally:
             generator.cancel(spec.id)  # the caller may have stopped listening
@@ -94,7 +96,7 @@ class Engine:
             self._session.generator.abandon()
             raise
         for event in events:
-            if isinstance(event, (Text, Done)):
+            if isinstance(event, (Text, Done, Failed)):
                 self._inboxes[event.id].append(event)
 
     def close(self) -> None:

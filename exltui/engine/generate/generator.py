@@ -7,18 +7,20 @@ start behind it. When the pages run out, the youngest job waits again and later 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
 from exltui.engine.generate.job import Job, pages_for
 from exltui.engine.generate.sampling import Sampler
 from exltui.engine.generate.stream import TextStreamer
+from exltui.engine.ops.sample import EXCLUDED
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import PageTable
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
 from exltui.errors import ContextError, SamplingError
-from exltui.protocol import Done, Event, JobSpec, Prefill, Queued, Text
+from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Text
 from exltui.tokenizer import Tokenizer
 
 MAX_BATCH = 32
@@ -60,13 +62,24 @@ class Generator:
         ids = list(spec.prompt_ids) if spec.prompt_ids is not None else self._encode(spec)
         self._check(spec, ids)
         stop_ids = self.tokenizer.eos_ids | frozenset(spec.stop_token_ids)
+        sampler = self._sampler(spec)
         streamer = TextStreamer(self.tokenizer.decode, spec.stop_strings, ids[-TAIL:])
-        self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, Sampler(spec.sampling), streamer))
+        self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, sampler, streamer))
         return [Queued(spec.id, len(ids))]
 
     def _encode(self, spec: JobSpec) -> list[int]:
         add_bos = self.tokenizer.adds_bos if spec.add_bos is None else spec.add_bos
         return self.tokenizer.encode(spec.prompt or "", parse_special=spec.parse_special, add_bos=add_bos)
+
+    def _sampler(self, spec: JobSpec) -> Sampler:
+        width = min(self.tokenizer.size, self.runner.model.spec.vocab)
+        named = [*(token for token, _ in spec.logit_bias), *spec.banned_tokens, *(spec.allowed_tokens or ())]
+        if strange := [token for token in named if not 0 <= token < width]:
+            raise SamplingError(f"the token id {strange[0]} does not exist", f"the tokenizer has ids 0 to {width - 1}")
+        bias = {**dict(spec.logit_bias), **dict.fromkeys(spec.banned_tokens, -math.inf)}
+        if wild := next((value for _, value in spec.logit_bias if not math.isfinite(value)), None):
+            raise SamplingError(f"a logit bias is {wild}, it must be a finite number", "banned_tokens excludes tokens")
+        return Sampler(spec.sampling, self.tokenizer.ids_with, bias=bias, allowed=spec.allowed_tokens, width=width)
 
     def _check(self, spec: JobSpec, ids: list[int]) -> None:
         vocabulary = self.runner.model.spec.vocab
@@ -119,8 +132,9 @@ class Generator:
             params = [job.sampler.params(job.tokens, len(job.tokens)) for job in drawing]
             drawn = self.runner.model.ops.sample(logits, params).tolist()
             self.tokens_drawn += len(drawn)
-            for job, token in zip(drawing, drawn, strict=True):
-                events.extend(self._accept(job, token))
+            for job, (token, probability, prior) in zip(drawing, drawn, strict=True):
+                job.sampler.observe(len(job.tokens), probability, prior)
+                events.extend(self._accept(job, int(token)))
         return events
 
     # ── the parts of a step ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -190,6 +204,10 @@ class Generator:
         return [Prefill(job.id, job.read, job.prompt_tokens, job.cached)]
 
     def _accept(self, job: Job, token: int) -> list[Event]:
+        if token == EXCLUDED:
+            self._running.remove(job)
+            self._give_back(job)
+            return [Failed(job.id, "no token is left to draw", "allowed and banned tokens, or a grammar, exclude them all")]
         before = len(job.tokens)
         text = job.accept(token)
         if job.stop_reason:

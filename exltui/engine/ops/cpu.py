@@ -8,6 +8,7 @@ norms that are not RMSNorm) runs in the references.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from exltui import paths
 from exltui.engine.ops import references
 from exltui.engine.ops.references import expect
+from exltui.engine.ops.sample import BROKEN, SampleParams, broken, packed
 from exltui.engine.ops.table import register_native
 from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
 from exltui.errors import BuildError
@@ -28,7 +30,7 @@ _native: Any = torch.ops.exltui_cpu  # its operators are looked up at their firs
 
 def enter() -> None:
     """Enter the rows of the extension, which is loaded, in the table."""
-    for function in (norm_linear, linear_add, norm_gate_up, norm_head, rope_store, attend):
+    for function in (norm_linear, linear_add, norm_gate_up, norm_head, rope_store, attend, sample):
         register_native("cpu", function.__name__, function)
 
 
@@ -122,3 +124,32 @@ def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> 
         q, layer.k, layer.k_scale, layer.k_bits, layer.v, layer.v_scale, layer.v_bits,
         batch.positions, batch.query_start, batch.lengths, batch.page_table, attention.scale, attention.softcap, attention.window,
     )  # fmt: skip
+
+
+def sample(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
+    expect("sample", "params", len(params), logits.shape[0])
+    parts, widths = _parts(params), [p.width or logits.shape[1] for p in params]
+    drawn: Tensor = _native.sample(logits.float(), parts, widths, [p.point for p in params])
+    if bool((drawn[:, 0] == BROKEN).any()):
+        broken()
+    return drawn
+
+
+def _parts(params: Sequence[SampleParams]) -> list[Tensor | None]:
+    """Nine tensors for each row: how csrc/bind_sample.cpp takes them."""
+    parts: list[Tensor | None] = []
+    for p in params:
+        parts.append(packed(p.rules))
+        by = p.penalties
+        if by is None:
+            parts += (None, None, None, None)
+        else:
+            parts += (torch.tensor((by.repetition, by.presence, by.frequency), dtype=torch.float64), by.seen, by.weights, by.counts)
+        parts += (*(p.shift or (None, None)), p.mask, p.spared)
+    return parts
+
+
+def distribution(logits: Tensor, p: SampleParams) -> tuple[Tensor, Tensor]:
+    """What one row [v] is drawn from: ids [m] i64 and probabilities [m] f64, the likeliest first. Empty if nothing can be drawn."""
+    found: tuple[Tensor, Tensor] = _native.distribution(logits.float()[None], _parts([p]), p.width or len(logits))
+    return found

@@ -1,166 +1,243 @@
-"""The row ``sample``: from logits to a token, one set of parameters for each row.
+"""The row ``sample``: from logits to a token, one set of parameters for each row. Formulas: docs/sampling.md.
 
-Order and formulas follow docs/sampling.md: penalties on the logits, softmax at the temperature, top-k, top-p, min-p (the distribution is
-made to sum to 1 again after each), then the draw at a given random point, the likeliest token first. The point comes from outside, so a
-row's token depends on nothing but its own logits, parameters and point.
+First single logits change (penalties, shifts, mask), then the rules shape the distribution in the order in which they stand, then a
+token is drawn at a given random point, the likeliest first. The point comes from outside, so a row's token depends on nothing but its
+own logits, parameters and point.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from exltui.engine.ops.references import expect
-from exltui.engine.ops.table import register_native, row
+from exltui.engine.ops.table import OPS, register_native, row
 from exltui.errors import ModelError
 
-Array = np.ndarray[Any, np.dtype[Any]]
+# In the order of csrc/cpu/sample.h.
+STAGES = (
+    "top_n_sigma",
+    "smoothing",
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_a",
+    "min_p",
+    "tfs",
+    "typical",
+    "mirostat",
+    "dynamic_temperature",
+    "xtc",
+    "adaptive",
+    "skew",
+)
+EXCLUDED = -1  # what is drawn where every token is excluded
+BROKEN = -2
+COLDEST = 0.01  # a dynamic temperature is at least this
+
+
+class Rule(NamedTuple):
+    """One stage with its numbers: a threshold, a temperature, or (minimum, maximum, exponent), or XTC's (probability, threshold)."""
+
+    stage: str
+    a: float = 0.0
+    b: float = 0.0
+    c: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """``weights`` say how much of repetition and presence each seen token takes (1: all), ``counts`` how often it occurred."""
+
+    repetition: float
+    presence: float
+    frequency: float
+    seen: Tensor  # [m] i64, distinct
+    weights: Tensor  # [m] f32
+    counts: Tensor  # [m] f32
 
 
 @dataclass(frozen=True, slots=True)
 class SampleParams:
-    """One row's parameters. ``seen`` [m] i64 are distinct token ids that the penalties hit, ``counts`` [m] f32 how often each occurred."""
+    """One row's parameters. A greedy row has the one rule ``top_k`` 1."""
 
-    temperature: float = 1.0  # 0: greedy
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition: float = 1.0
-    presence: float = 0.0
-    frequency: float = 0.0
-    seen: Tensor | None = None
-    counts: Tensor | None = None
+    rules: tuple[Rule, ...] = ()
     point: float = 0.0  # in [0, 1)
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0 or self.top_k == 1
-
-    @property
-    def penalises(self) -> bool:
-        return self.seen is not None and (self.repetition != 1.0 or bool(self.presence) or bool(self.frequency))
+    penalties: Penalties | None = None
+    shift: tuple[Tensor, Tensor] | None = None  # distinct ids [s] i64, what is added to their logits [s] f32; -inf bans
+    mask: Tensor | None = None  # [v / 32] i32: bit i % 32 of word i / 32 allows token i
+    spared: Tensor | None = None  # [x] i64, sorted: ids that XTC leaves alone
+    width: int = 0  # so many ids exist; a model's head may have more. 0: all
 
 
-@row("logits[r,v] f32, params: one for each row -> tokens[r] i64", nmse=0.0, moves=lambda logits, params: logits.numel() * 4)
+class Distribution(NamedTuple):
+    """What a token is drawn from: ids [m] i64 and probabilities [m] f64, the likeliest first; ``prior`` is the latter before adaptive-p."""
+
+    ids: Tensor
+    probs: Tensor
+    prior: Tensor
+
+
+@row("logits[r,v] f32, params: one for each row -> drawn[r,3] f64", nmse=0.0, moves=lambda logits, params: logits.numel() * 4)
 def sample(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
-    """Draw one token for each row; ties go to the lowest id. Raises ModelError if the largest logit is not a finite number."""
+    """Draw one token for each row -> its id, its probability in what it was drawn from, and that before adaptive-p.
+
+    Ties go to the lowest id. The id is ``EXCLUDED`` where no token is allowed. Raises ModelError if a logit is NaN or infinite.
+    """
     expect("sample", "params", len(params), logits.shape[0])
-    return torch.stack([_sample_row(penalise(logits[i], p), p) for i, p in enumerate(params)])
+    return torch.tensor([_draw(logits[i], p) for i, p in enumerate(params)], dtype=torch.float64).reshape(-1, 3)
 
 
-def penalise(logits: Tensor, p: SampleParams) -> Tensor:
-    """[v] with each seen token's logit divided (multiplied, if negative) by ``repetition``, less presence and frequency."""
-    if p.seen is None or p.counts is None or not p.penalises:
-        return logits
-    seen, counts = p.seen.to(logits.device), p.counts.to(logits.device)
-    values = logits[seen]
-    values = torch.where(values > 0, values / p.repetition, values * p.repetition) - p.presence - p.frequency * counts
-    return logits.index_put((seen,), values)
-
-
-def distribution(logits: Tensor, p: SampleParams) -> tuple[Tensor, Tensor]:
-    """What is drawn from: probabilities [m] f64, largest first, and their token ids [m]."""
-    values, ids = (logits.double() / p.temperature).sort(descending=True, stable=True)
-    if p.top_k > 0:
-        values, ids = values[: p.top_k], ids[: p.top_k]
-    probs = values.softmax(0)
-    if 0.0 < p.top_p < 1.0:
-        before = probs.cumsum(0) - probs  # the token that crosses the mass stays
-        probs = probs[: max(int((before < p.top_p).sum()), 1)]
-        probs = probs / probs.sum()
-    if p.min_p > 0.0:
-        probs = probs[: int((probs >= p.min_p * probs[0]).sum())]
-        probs = probs / probs.sum()
-    return probs, ids[: probs.shape[0]]
-
-
-def _sample_row(logits: Tensor, p: SampleParams) -> Tensor:
-    _check(float(logits.max()))
-    if p.greedy:
-        return logits.argmax()
-    probs, ids = distribution(logits, p)
-    index = torch.searchsorted(probs.cumsum(0), torch.tensor(p.point, dtype=torch.float64, device=probs.device), right=True)
-    return ids[index.clamp_max(probs.shape[0] - 1)]
-
-
-def _check(largest: float) -> None:
-    if not np.isfinite(largest):
-        raise ModelError(f"the model's largest logit is {largest}", "its weights may be damaged: exltui doctor --check names the operation")
-
-
-# ── on the CPU ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-# One thread of NumPy, which never sorts the vocabulary: a draw looks only at the few likeliest tokens. For 49,152 logits and the default
-# settings 0.1 ms, where torch's sort takes 4 ms and its parallel top-k waits for whoever else has the cores.
-
-
-def sample_cpu(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
-    """``sample`` on the CPU, wherever the logits are: half a megabyte to copy is less than a GPU's sort of a row."""
-    expect("sample", "params", len(params), logits.shape[0])
-    values = logits.cpu().numpy()
-    return torch.tensor([_draw(values[i], p) for i, p in enumerate(params)], dtype=torch.int64)
-
-
-def _draw(logits: Array, p: SampleParams) -> int:
-    if p.seen is not None and p.counts is not None and p.penalises:
-        logits = _penalised(logits, p.seen.numpy(), p.counts.numpy(), p)
-    likeliest = int(logits.argmax())  # NaN counts as the largest
-    _check(float(logits[likeliest]))
-    if p.greedy:
-        return likeliest
-    by_mass = 0.0 < p.top_p < 1.0
-    ids, total = (_largest(logits, p.top_k), 0.0) if p.top_k > 0 else _head(logits, p)
-    weights = np.exp((logits[ids].astype(np.float64) - float(logits[likeliest])) / p.temperature)
-    cumulative = weights.cumsum()
-    total = total or float(cumulative[-1])
-    keep = len(ids)
-    if by_mass:  # the token that crosses the mass stays
-        keep = max(int(np.count_nonzero(cumulative - weights < p.top_p * total)), 1)
-    if p.min_p > 0.0:
-        keep = min(keep, int(np.count_nonzero(weights >= p.min_p * weights[0])))
-    if by_mass or p.min_p > 0.0:
-        total = float(cumulative[keep - 1])
-    index = int(np.searchsorted(cumulative[:keep], p.point * total, side="right"))
-    return int(ids[min(index, keep - 1)])
-
-
-def _penalised(logits: Array, seen: Array, counts: Array, p: SampleParams) -> Array:
-    """What ``penalise`` gives."""
-    values = logits[seen]
-    repetition = np.float32(p.repetition)
-    values = np.where(values > 0, values / repetition, values * repetition)
-    logits = logits.copy()
-    logits[seen] = values - np.float32(p.presence) - np.float32(p.frequency) * counts
+def adjusted(logits: Tensor, p: SampleParams) -> Tensor:
+    """[width] f64: the logits after penalties, shifts and mask. Raises ModelError."""
+    logits = logits[: p.width or None].double().cpu().clone()
+    if bool(logits.isnan().any()) or bool((logits == math.inf).any()):
+        broken()
+    if p.penalties is not None:
+        by = p.penalties
+        inside = by.seen < len(logits)
+        seen, weights, counts = by.seen[inside], by.weights[inside].double(), by.counts[inside].double()
+        factor = 1 + (by.repetition - 1) * weights
+        values = logits[seen]
+        values = torch.where(values > 0, values / factor, values * factor)
+        logits[seen] = values - by.presence * weights - by.frequency * counts
+    if p.shift is not None:
+        inside = p.shift[0] < len(logits)
+        logits[p.shift[0][inside]] += p.shift[1][inside].double()
+    if p.mask is not None:
+        index = torch.arange(len(logits))
+        logits[(p.mask[index // 32] >> (index % 32) & 1) == 0] = -math.inf
     return logits
 
 
-def _largest(logits: Array, k: int) -> Array:
-    """Ids of the ``k`` largest, the largest first. The k-th largest of many columns' maxima is a bound that at least k values reach."""
-    if k >= logits.size:
-        return np.argsort(-logits, kind="stable")
-    columns = logits.size // 64
-    maxima = logits[: 64 * columns].reshape(64, columns).max(0) if columns >= k else logits
-    ids = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
-    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
+def distribution(logits: Tensor, p: SampleParams) -> Distribution:
+    """What the token of this row is drawn from; empty if every token is excluded."""
+    values = adjusted(logits, p)
+    ids = (values > -math.inf).nonzero().flatten()
+    z = values[ids]
+    prior: Tensor | None = None
+    for rule in p.rules:
+        if len(ids) > 1:
+            z, order = (z - z.max()).sort(descending=True, stable=True)
+            ids, prior = ids[order], None if prior is None else prior[order]
+            if rule.stage == "adaptive":
+                prior = z.softmax(0)
+            keep, z = _STAGES[rule.stage](z, ids, rule, p)
+            keep = keep & (z > -math.inf)
+            order = ids[keep].argsort()  # of equal ones the lowest id is the first
+            z, ids, prior = z[keep][order], ids[keep][order], None if prior is None else prior[keep][order]
+    probs, order = z.softmax(0).sort(descending=True, stable=True)
+    return Distribution(ids[order], probs, probs if prior is None else prior[order])
 
 
-def _head(logits: Array, p: SampleParams) -> tuple[Array, float]:
-    """The likeliest ids, the largest first, as many as the draw can ask for, and the sum of all exponentials over the largest one."""
-    weights = np.exp((logits - logits.max()) / np.float32(p.temperature))
-    total = float(weights.sum(dtype=np.float64))
-    # The weights are f32 and the cut is made in f64, so a little more is taken than is asked for.
-    mass = 1.0001 * total * (p.top_p if 0.0 < p.top_p < 1.0 else p.point)
-    ids = np.arange(0)
-    for least in (p.min_p,) if p.min_p > 0.0 else (1e-2, 1e-3, 1e-4, 1e-6, 0.0):
-        ids = np.flatnonzero(weights >= 0.999 * least)
-        if float(weights[ids].sum(dtype=np.float64)) > mass:
-            break
-    return ids[np.argsort(-logits[ids], kind="stable")], total
+def _all(z: Tensor) -> Tensor:
+    return torch.ones_like(z, dtype=torch.bool)
 
 
-for device_type in ("cpu", "cuda"):
-    register_native(device_type, "sample", sample_cpu)
+def _head(z: Tensor, count: int) -> Tensor:
+    return torch.arange(len(z)) < max(count, 1)
+
+
+def _crossing(probs: Tensor, mass: float) -> int:
+    """How many of ``probs`` it takes to reach ``mass``."""
+    return int((probs.cumsum(0) - probs < mass).sum())
+
+
+def _tail_free(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, Tensor]:
+    if len(z) < 3:
+        return _all(z), z
+    second = z.softmax(0).diff().diff().abs()
+    if float(second.sum()) == 0.0:
+        return _all(z), z
+    return _head(z, 1 + int(((second / second.sum()).cumsum(0) <= rule.a).sum())), z
+
+
+def _typical(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, Tensor]:
+    probs, logs = z.softmax(0), z.log_softmax(0)
+    entropy = -(probs * logs).sum()
+    order = (-logs - entropy).abs().argsort(stable=True)
+    keep = torch.zeros_like(z, dtype=torch.bool)
+    keep[order[: max(_crossing(probs[order], rule.a), 1)]] = True
+    return keep, z
+
+
+def _dynamic(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, Tensor]:
+    entropy = -(z.softmax(0) * z.log_softmax(0)).sum()
+    temperature = rule.a + (rule.b - rule.a) * float(entropy / math.log(len(z))) ** rule.c
+    return _all(z), z / max(temperature, COLDEST)
+
+
+def _xtc(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, Tensor]:
+    probs = z.softmax(0)
+    best = probs >= rule.b
+    if p.spared is not None:
+        best &= ~torch.isin(ids, p.spared)
+    places = best.nonzero().flatten()
+    best[places[-1:]] = False  # the least likely of the best stays
+    mass = float(probs[best].sum())
+    if mass == 0.0:
+        return _all(z), z
+    rest = (1 - (1 - rule.a) * mass) / (1 - mass)
+    return _all(z), (probs * torch.where(best, 1 - rule.a, rest)).log()
+
+
+def _adaptive(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, Tensor]:
+    far = (z.softmax(0) - rule.a).abs() / 0.3
+    return _all(z), -10 * far * far / (1 + far)
+
+
+# z: log-weights [m] f64, the largest first and 0 -> what stays, and the new log-weights.
+_STAGES = {
+    "top_n_sigma": lambda z, ids, rule, p: (z >= -rule.a * z.std(correction=0), z),
+    "smoothing": lambda z, ids, rule, p: (_all(z), -rule.a * z * z),
+    "temperature": lambda z, ids, rule, p: (_all(z), z / rule.a),
+    "top_k": lambda z, ids, rule, p: (_head(z, int(rule.a)), z),
+    "top_p": lambda z, ids, rule, p: (_head(z, _crossing(z.softmax(0), rule.a)), z),
+    "top_a": lambda z, ids, rule, p: ((z.softmax(0) >= rule.a * z.softmax(0)[0] ** 2) | _head(z, 1), z),
+    "min_p": lambda z, ids, rule, p: (z.softmax(0) >= rule.a * z.softmax(0)[0], z),
+    "tfs": _tail_free,
+    "typical": _typical,
+    "mirostat": lambda z, ids, rule, p: ((z.softmax(0) >= 2.0**-rule.a) | _head(z, 1), z),
+    "dynamic_temperature": _dynamic,
+    "xtc": _xtc,
+    "adaptive": _adaptive,
+    "skew": lambda z, ids, rule, p: (_all(z), z),  # it moves the point
+}
+
+
+def _draw(logits: Tensor, p: SampleParams) -> tuple[float, float, float]:
+    ids, probs, prior = distribution(logits, p)
+    if not len(ids):
+        return EXCLUDED, 0.0, 0.0
+    skew = next((rule.a for rule in p.rules if rule.stage == "skew"), 0.0)
+    point = p.point ** math.exp(-skew)
+    index = min(int(torch.searchsorted(probs.cumsum(0), torch.tensor(point, dtype=torch.float64), right=True)), len(ids) - 1)
+    return float(ids[index]), float(probs[index]), float(prior[index])
+
+
+def broken() -> None:
+    """Raise ModelError: what the model computed is no number."""
+    raise ModelError(
+        "the model computed a logit that is no finite number", "its weights may be damaged: exltui doctor --check names the operation"
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def packed(rules: tuple[Rule, ...]) -> Tensor:
+    """[rules, 4] f64: each rule as csrc/cpu/sample.h reads it."""
+    return torch.tensor([[STAGES.index(rule.stage), rule.a, rule.b, rule.c] for rule in rules], dtype=torch.float64).reshape(-1, 4)
+
+
+def sample_on_host(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
+    """``sample`` on the CPU, for a GPU without a kernel: half a megabyte to copy is less than a GPU's sort of a row."""
+    op = OPS["sample"]
+    return op.impls.get("cpu", op.reference)(logits.cpu(), params)
+
+
+register_native("cuda", "sample", sample_on_host)
