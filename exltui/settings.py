@@ -63,7 +63,7 @@ def read_preset(name: str) -> Sampling:
     """A preset by its name, or by the path of a .toml file with the keys of ``[sampling]``. Raises SettingsError."""
     places = [Path(name).expanduser()] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in paths.presets_dirs()]
     file = next((place for place in places if place.is_file()), None)
-    if file is None or (not name.endswith(".toml") and file.stem not in preset_names()):  # a name must not lead out of the folders
+    if file is None or (not name.endswith(".toml") and name not in preset_names()):  # a name must not lead out of the folders
         raise SettingsError(f"there is no sampler preset {name!r}", f"known are {', '.join(preset_names())}; or give a .toml file")
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from exltui.engine.generate import generator as generator_module
 from exltui.engine.generate.generator import Generator
 from exltui.engine.generate.sampling import Sampler
 from exltui.errors import ContextError, ExltuiError, SamplingError
-from exltui.protocol import Done, Event, JobSpec, Prefill, Queued, Sampling, Stats, Text
+from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Sampling, Stats, Text
 
 SIZE = 8  # tokens in a page of these tests
 GREEDY = Sampling(temperature=0.0)
@@ -211,6 +211,8 @@ def test_cancel_of_a_waiting_job() -> None:
         (JobSpec("x", prompt_ids=(1, -2)), ContextError, "token id -2"),
         (JobSpec("x", prompt_ids=(1,), max_new_tokens=0), SamplingError, "max_new_tokens is 0"),
         (JobSpec("x", prompt_ids=(1,), sampling=Sampling(top_p=1.5)), SamplingError, "top_p is 1.5"),
+        (JobSpec("x", prompt_ids=(1,), banned_tokens=(16,)), SamplingError, "token id 16 does not exist"),
+        (JobSpec("x", prompt_ids=(1,), logit_bias=((3, float("inf")),)), SamplingError, "logit bias is inf"),
         (JobSpec("x", prompt_ids=(1,), sampling=Sampling(temperature=float("nan"))), SamplingError, "temperature is nan"),
     ],
 )
@@ -261,6 +263,17 @@ def test_stop_ids_of_the_job_add_to_those_of_the_model() -> None:
     check_job(events, spec, 40 * SIZE)
     assert done(events, "a").stats.stop_reason == "stop_token"
     assert not {3, 4, 5, EOS} & set(done(events, "a").token_ids)
+
+
+def test_a_job_that_nothing_is_left_for_fails_alone() -> None:
+    generator = toy_generator(20)
+    other = JobSpec("b", prompt_ids=(4, 5), sampling=Sampling(seed=1), max_new_tokens=9, banned_tokens=(3, 4), logit_bias=((6, 2.0),))
+    events = generator.submit(JobSpec("a", prompt_ids=(4, 5), allowed_tokens=(7,), banned_tokens=(7,))) + generator.submit(other)
+    events += run(generator)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.id == "a" and "no token is left" in failed.error
+    check_job(events, other, 20 * SIZE)
+    assert generator.table.used == 0
 
 
 def test_a_seed_that_was_drawn_is_reported_and_repeats_the_reply() -> None:

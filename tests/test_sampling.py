@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ rules = st.lists(
     point=st.floats(0, 1, exclude_max=True),
 )
 def test_the_kernel_draws_what_the_reference_draws(rules: tuple[Rule, ...], seed: int, size: int, point: float) -> None:
-    """In any order of any rules but adaptive-p, whose weights f32 cannot tell apart in the tail; with tokens excluded, lifted and spared."""
+    """In any order of any rules but adaptive-p, whose weights f32 cannot tell apart in the tail; some tokens excluded."""
     logits = random_logits(seed, size)
     picks = np.random.default_rng(seed)
     shift = (
@@ -477,6 +478,12 @@ def test_an_order_names_stages_each_once() -> None:
     with pytest.raises(SamplingError, match="min_p twice"):
         Sampler(Sampling(order="min_p,temperature,min_p"))
     assert BY_NAME["order"].default == ""
+
+
+def test_the_page_explains_every_setting_and_every_stage() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+    for name in (*BY_NAME, *ORDER):
+        assert f"`{name}`" in page
 
 
 def test_an_order_of_ones_own_leaves_out_what_it_does_not_name() -> None:

@@ -9,7 +9,7 @@ import pytest
 from exltui import paths
 from exltui.errors import SettingsError
 from exltui.protocol import LoadOptions, Sampling
-from exltui.settings import Settings, read_settings, remember
+from exltui.settings import Settings, preset_names, read_preset, read_settings, remember, save_preset
 
 FULL = """\
 # mine
@@ -136,3 +136,54 @@ def test_a_file_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) -
     with pytest.raises(SettingsError, match="theme cannot be saved") as caught:
         remember("theme", "dark", tmp_path / "file" / "settings.toml")
     assert caught.value.hint
+
+
+# ── presets ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shipped = paths.presets_dirs()[1]
+    monkeypatch.setattr(paths, "presets_dirs", lambda: (tmp_path / "presets", shipped))
+    return tmp_path / "presets"
+
+
+def test_a_saved_preset_is_read_back_and_holds_only_what_differs(own_presets: Path) -> None:
+    mine = Sampling(temperature=1.3, mirostat=True, mirostat_mu=2.5, order="min_p, temperature", dry_sequence_breakers="\n")
+    file = save_preset("my story", mine)
+    assert read_preset("my story") == read_preset(str(file)) == mine
+    assert "top_k" not in file.read_text() and "my story" in preset_names()
+    save_preset("greedy", Sampling(top_k=2))
+    assert read_preset("greedy") == Sampling(top_k=2), "one's own comes before that of the program"
+
+
+def test_every_preset_that_ships_can_be_used(own_presets: Path) -> None:
+    assert {"greedy", "creative", "precise"} <= set(preset_names())
+    found = [read_preset(name) for name in preset_names()]
+    assert len(set(found)) == len(found) and Sampling() not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("temprature = 1", "temprature is not a setting"),
+        ("top_k = 1.5", "top_k must be a whole number"),
+        ("top_p = 7", "top_p is 7.0"),
+        ("=", "cannot be read"),
+    ],
+)
+def test_a_broken_preset_is_refused_with_its_file_and_key(own_presets: Path, text: str, words: str) -> None:
+    own_presets.mkdir()
+    (own_presets / "bad.toml").write_text(text)
+    with pytest.raises(SettingsError, match=f"bad.toml.*{words}"):
+        read_preset("bad")
+
+
+def test_a_preset_that_is_not_there_names_those_that_are(own_presets: Path) -> None:
+    for name in ("nothing", "../presets/greedy", "nothing.toml"):
+        with pytest.raises(SettingsError, match="no sampler preset") as caught:
+            read_preset(name)
+        assert "greedy" in caught.value.hint
+    for name in ("", "a/b", "..", "x\n"):
+        with pytest.raises(SettingsError, match="cannot be the name"):
+            save_preset(name, Sampling())
