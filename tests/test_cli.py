@@ -168,7 +168,10 @@ def test_ctrl_c_ends_quietly(starter_models_dir: Path) -> None:
         "--models-dir",
         str(starter_models_dir),
     ]
+    # Tests may run where interrupts are ignored (a job in the background), and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "--greedy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     process.stdout.read(1)  # it has begun
     process.send_signal(signal.SIGINT)
