@@ -1,0 +1,353 @@
+// The CUDA kernels as torch operators (namespace exltui_cuda). Checks, workspaces and the cutting of work live here; the kernels take
+// plain structs. Python (engine/ops/cuda.py) checks shapes first and raises the project's own errors; the checks here are the net.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cuda/kernels.cuh"
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void check(cudaError_t status, const char* op) { TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status)); }
+
+void check_half(const Tensor& x, const char* op, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kHalf && x.is_contiguous(), op, ": ", name, " must be a contiguous f16 tensor on a GPU");
+}
+
+void check_int(const Tensor& x, const char* op, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kInt && x.is_contiguous(), op, ": ", name, " must be a contiguous i32 tensor on a GPU");
+}
+
+__half* halves(const Tensor& x) { return static_cast<__half*>(x.data_ptr()); }
+__half* halves(const OptionalTensor& x) { return x.has_value() ? halves(*x) : nullptr; }
+
+// What the launches need to know of a device.
+struct Device {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // most that a block can ask for
+  bool overlap = false;  // programmatic dependent launch
+};
+
+const Device& device_of(int index) {
+  static std::mutex lock;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> guard(lock);
+  const auto found = known.find(index);
+  if (found != known.end()) return found->second;
+  Device device;
+  int major = 0;
+  check(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index), "device");
+  check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "device");
+  device.overlap = major >= 9;
+  return known.emplace(index, device).first->second;
+}
+
+// Scratch memory of a stream: partial sums, and counters that are zero between launches. It only grows, and what was handed out is
+// kept, because a captured graph remembers its address.
+struct Workspace {
+  std::vector<Tensor> kept;
+  Tensor partials, counters;
+
+  void reserve(int64_t floats, int64_t ints, const Tensor& like) {
+    if (!partials.defined() || partials.numel() < floats) {
+      partials = at::empty({std::max<int64_t>(floats, 1 << 20)}, like.options().dtype(at::kFloat));
+      kept.push_back(partials);
+    }
+    if (!counters.defined() || counters.numel() < ints) {
+      counters = at::zeros({std::max<int64_t>(ints, 1 << 14)}, like.options().dtype(at::kInt));
+      kept.push_back(counters);
+    }
+  }
+};
+
+Workspace& workspace_of(c10::cuda::CUDAStream stream) {
+  static std::mutex lock;
+  static std::map<std::tuple<int, int64_t>, Workspace> known;
+  const std::lock_guard<std::mutex> guard(lock);
+  return known[{stream.device_index(), static_cast<int64_t>(stream.id())}];
+}
+
+constexpr int kPanelFields = 7;  // tag, tiles, columns, group_shift, first_tile, first_unit, part
+
+std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const std::vector<Tensor>& scales, at::IntArrayRef fields) {
+  TORCH_CHECK(fields.size() == words.size() * kPanelFields && scales.size() == words.size(), "linear: panels do not fit their fields");
+  TORCH_CHECK(!words.empty() && words.size() <= exltui::kMaxPanels, "linear: ", words.size(), " panels, at most ", exltui::kMaxPanels);
+  std::vector<exltui::Panel> panels;
+  int start = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const int64_t* f = fields.data() + i * kPanelFields;
+    exltui::Panel panel{};
+    panel.bits = static_cast<int>(f[0]), panel.tiles = static_cast<int>(f[1]), panel.columns = static_cast<int>(f[2]);
+    panel.group_shift = static_cast<int>(f[3]), panel.first_tile = static_cast<int>(f[4]);
+    panel.first_unit = static_cast<int>(f[5]), panel.part = static_cast<int>(f[6]);
+    const int bits = panel.bits == exltui::kGptqBits ? 4 : panel.bits;
+    TORCH_CHECK(words[i].is_cuda() && words[i].scalar_type() == at::kInt && words[i].is_contiguous() &&
+                    words[i].numel() == int64_t{panel.tiles} * panel.columns * bits * 32,
+                "linear: words of panel ", i, " have a wrong size");
+    panel.words = static_cast<const uint32_t*>(words[i].data_ptr());
+    if (panel.bits != exltui::kDenseBits) {
+      const int64_t row = panel.bits == exltui::kGptqBits ? 64 : 32;
+      check_half(scales[i], "linear", "scales");
+      TORCH_CHECK(scales[i].numel() == (int64_t{panel.tiles} >> panel.group_shift) * panel.columns * row, "linear: scales of panel ", i,
+                  " have a wrong size");
+      panel.scales = halves(scales[i]);
+    }
+    panel.cost = bits;
+    panel.start = start;
+    start += panel.tiles * panel.columns * panel.cost;
+    panels.push_back(panel);
+  }
+  return panels;
+}
+
+// Cut the line of costs into equal shares: a grid that fills the chip once, but at least two tiles a warp.
+int cut(exltui::LinearSmall& work, int multiprocessors) {
+  int total = 0, dearest = 1;
+  for (int i = 0; i < work.panel_count; ++i) {
+    total += work.panels[i].tiles * work.panels[i].columns * work.panels[i].cost;
+    dearest = std::max(dearest, work.panels[i].cost);
+  }
+  const int warps_of_block = exltui::kLinearSmallWarps;
+  const int blocks = std::clamp(total / (warps_of_block * 2 * dearest), 1, multiprocessors);
+  work.warps = blocks * warps_of_block;
+  work.share = total / work.warps;
+  if (work.share < dearest) {  // a tiny matrix: one block; warps without a tile do nothing, but every share must hold a tile
+    work.share = dearest;
+    work.share_rest = 0;
+  } else {
+    work.share_rest = total % work.warps;
+  }
+  work.units = 0, work.slots = 0;
+  for (int i = 0; i < work.panel_count; ++i) work.units = std::max(work.units, work.panels[i].first_unit + work.panels[i].columns);
+  std::vector<int> of_unit(work.units, 0);
+  for (int i = 0; i < work.panel_count; ++i) {
+    const exltui::Panel& panel = work.panels[i];
+    for (int column = 0; column < panel.columns; ++column) of_unit[panel.first_unit + column] += panel.tiles * panel.cost / work.share + 2;
+  }
+  for (const int count : of_unit) work.slots = std::max(work.slots, count);
+  return blocks;
+}
+
+Tensor linear_small(const Tensor& x, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields, const OptionalTensor& order,
+                    const OptionalTensor& norm, const OptionalTensor& bias, const OptionalTensor& bias_up, const OptionalTensor& residual,
+                    at::ArrayRef<double> scalars, int64_t activation, bool gated, int64_t n, bool logits) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  check_half(x, "linear_small", "x");
+  TORCH_CHECK(x.dim() == 2 && x.size(1) % 8 == 0, "linear_small: x must be [t, k] with k a multiple of 8");
+  TORCH_CHECK(scalars.size() == 4, "linear_small: four scalars expected");
+  const auto panels = read_panels(words, scales, fields);
+  exltui::LinearSmall work{};
+  work.panel_count = static_cast<int>(panels.size());
+  std::copy(panels.begin(), panels.end(), work.panels);
+  const Device& device = device_of(x.device().index());
+  const int blocks = cut(work, device.multiprocessors);
+  int tiles = 0;
+  for (const auto& panel : panels) tiles = std::max(tiles, panel.first_tile + panel.tiles);
+  work.k = static_cast<int>(x.size(1));
+  work.k_padded = tiles * 32;
+  TORCH_CHECK(work.k_padded >= work.k && work.k_padded - work.k < 32, "linear_small: k of x is ", work.k, ", the panels have ", work.k_padded);
+  work.order = order.has_value() ? static_cast<const uint16_t*>(order->data_ptr()) : nullptr;
+  TORCH_CHECK(!order.has_value() || (order->numel() == work.k && order->scalar_type() == at::kShort), "linear_small: order must be i16 [k]");
+  work.norm = halves(norm);
+  work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
+  work.bias = halves(bias), work.bias_up = halves(bias_up);
+  work.scale = static_cast<float>(scalars[2]), work.softcap = static_cast<float>(scalars[3]);
+  work.activation = static_cast<exltui::Activation>(activation);
+  work.gated = gated;
+  work.n = static_cast<int>(n);
+  const int64_t t = x.size(0);
+  if (residual.has_value()) {
+    check_half(*residual, "linear_small", "residual");
+    TORCH_CHECK(residual->size(0) == t && residual->size(1) == n, "linear_small: residual must be [t, n]");
+  }
+  const Tensor y = at::empty({t, n}, x.options().dtype(logits ? at::kFloat : at::kHalf));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  int64_t step = exltui::kMaxTokens;
+  while (step > 1 && exltui::linear_small_shared_bytes(static_cast<int>(step), work.k_padded) > static_cast<size_t>(device.shared_bytes)) --step;
+  Workspace& workspace = workspace_of(stream);
+  workspace.reserve(int64_t{work.units} * work.slots * std::min(step, t) * 32, work.units, x);
+  work.partials = static_cast<float*>(workspace.partials.data_ptr());
+  work.counters = static_cast<int*>(workspace.counters.data_ptr());
+  for (int64_t first = 0; first < t; first += step) {
+    work.tokens = static_cast<int>(std::min(step, t - first));
+    work.x = halves(x) + first * work.k;
+    work.residual = residual.has_value() ? halves(*residual) + first * n : nullptr;
+    work.y = logits ? nullptr : halves(y) + first * n;
+    work.logits = logits ? static_cast<float*>(y.data_ptr()) + first * n : nullptr;
+    check(exltui::linear_small(work, blocks, stream.stream(), device.overlap), "linear_small");
+  }
+  return y;
+}
+
+Tensor dequantise(std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields) {
+  const c10::cuda::CUDAGuard guard(words.at(0).device());
+  const auto panels = read_panels(words, scales, fields);
+  int rows = 0, tiles = 0;
+  for (const auto& panel : panels) {
+    rows = std::max(rows, (panel.first_unit + panel.columns) * 32);
+    tiles = std::max(tiles, panel.first_tile + panel.tiles);
+  }
+  const Tensor y = at::empty({rows, tiles * 32}, words[0].options().dtype(at::kHalf));
+  for (const auto& panel : panels) {
+    const exltui::Dequantise work{panel, halves(y), tiles * 32};
+    check(exltui::dequantise(work, c10::cuda::getCurrentCUDAStream().stream()), "dequantise");
+  }
+  return y;
+}
+
+Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps, double offset, bool layer) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  check_half(x, "norm_rows", "x");
+  const Tensor y = at::empty_like(x);
+  const int k = static_cast<int>(x.size(-1));
+  const exltui::NormRows work{halves(x), halves(weight), halves(bias), halves(y), static_cast<int>(x.numel() / k), k,
+                              static_cast<float>(eps), static_cast<float>(offset), layer};
+  check(exltui::norm_rows(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(x.device().index()).overlap), "norm_rows");
+  return y;
+}
+
+Tensor embed(const Tensor& tokens, const Tensor& table, double scale) {
+  const c10::cuda::CUDAGuard guard(table.device());
+  check_int(tokens, "embed", "tokens");
+  check_half(table, "embed", "table");
+  TORCH_CHECK(table.size(1) % 8 == 0, "embed: k must be a multiple of 8");
+  const Tensor y = at::empty({tokens.numel(), table.size(1)}, table.options());
+  const exltui::Embed work{static_cast<const int*>(tokens.data_ptr()), halves(table), halves(y), static_cast<int>(tokens.numel()),
+                           static_cast<int>(table.size(1)), static_cast<int>(table.size(0)), static_cast<float>(scale)};
+  check(exltui::embed(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(table.device().index()).overlap), "embed");
+  return y;
+}
+
+Tensor gate_up(const Tensor& gate, const OptionalTensor& up, int64_t activation) {
+  const c10::cuda::CUDAGuard guard(gate.device());
+  check_half(gate, "gate_up", "gate");
+  TORCH_CHECK(gate.numel() % 8 == 0, "gate_up: a multiple of 8 values expected");
+  const Tensor y = at::empty_like(gate);
+  const exltui::GateUp work{halves(gate), halves(up), halves(y), gate.numel(), static_cast<exltui::Activation>(activation)};
+  check(exltui::gate_up(work, c10::cuda::getCurrentCUDAStream().stream()), "gate_up");
+  return y;
+}
+
+exltui::Pages pages_of(const Tensor& k, const Tensor& v, const OptionalTensor& k_scale, const OptionalTensor& v_scale, at::IntArrayRef bits) {
+  TORCH_CHECK(bits.size() == 2 && k.is_contiguous() && v.is_contiguous() && k.is_cuda(), "cache: contiguous pages on a GPU expected");
+  return {k.data_ptr(), v.data_ptr(), halves(k_scale), halves(v_scale), static_cast<int>(bits[0]), static_cast<int>(bits[1])};
+}
+
+Tensor rope_store(const Tensor& qkv, const OptionalTensor& cosine, const OptionalTensor& sine, bool interleaved, const Tensor& positions,
+                  const Tensor& slots, const Tensor& k, const Tensor& v, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                  at::IntArrayRef bits, at::IntArrayRef heads, const OptionalTensor& q_norm, const OptionalTensor& k_norm, double eps,
+                  double offset) {
+  const c10::cuda::CUDAGuard guard(qkv.device());
+  check_half(qkv, "rope_store", "qkv");
+  check_int(positions, "rope_store", "positions");
+  check_int(slots, "rope_store", "slots");
+  TORCH_CHECK(heads.size() == 3, "rope_store: h, g and d expected");
+  const int t = static_cast<int>(qkv.size(0));
+  const int h = static_cast<int>(heads[0]), g = static_cast<int>(heads[1]), d = static_cast<int>(heads[2]);
+  const Tensor q = at::empty({t, h, d}, qkv.options());
+  exltui::RopeStore work{};
+  work.qkv = halves(qkv);
+  work.cosine = cosine.has_value() ? static_cast<const float*>(cosine->data_ptr()) : nullptr;
+  work.sine = sine.has_value() ? static_cast<const float*>(sine->data_ptr()) : nullptr;
+  work.positions = static_cast<const int*>(positions.data_ptr());
+  work.slots = static_cast<const int*>(slots.data_ptr());
+  work.q_norm = halves(q_norm), work.k_norm = halves(k_norm);
+  work.norm_eps = static_cast<float>(eps), work.norm_offset = static_cast<float>(offset);
+  work.q = halves(q);
+  work.pages = pages_of(k, v, k_scale, v_scale, bits);
+  work.t = t, work.h = h, work.g = g, work.d = d;
+  work.d_rot = cosine.has_value() ? static_cast<int>(2 * cosine->size(1)) : 0;
+  work.interleaved = interleaved;
+  check(exltui::rope_store(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(qkv.device().index()).overlap), "rope_store");
+  return q;
+}
+
+Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                     at::IntArrayRef bits, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table, double scale,
+                     double softcap, int64_t window) {
+  const c10::cuda::CUDAGuard guard(q.device());
+  check_half(q, "attend", "q");
+  check_int(query_start, "attend", "query_start");
+  check_int(lengths, "attend", "lengths");
+  check_int(page_table, "attend", "page_table");
+  const Device& device = device_of(q.device().index());
+  exltui::AttendDecode work{};
+  work.q = halves(q);
+  work.pages = pages_of(k, v, k_scale, v_scale, bits);
+  work.query_start = static_cast<const int*>(query_start.data_ptr());
+  work.lengths = static_cast<const int*>(lengths.data_ptr());
+  work.page_table = static_cast<const int*>(page_table.data_ptr());
+  work.table_width = static_cast<int>(page_table.size(1));
+  work.t = static_cast<int>(q.size(0)), work.b = static_cast<int>(lengths.size(0));
+  work.h = static_cast<int>(q.size(1)), work.g = static_cast<int>(k.size(2)), work.d = static_cast<int>(q.size(2));
+  const int units = work.t * work.g * ((work.h / work.g + 7) / 8);
+  // Three blocks a multiprocessor fit with head dimension 128; a split is at least four tiles of 16 tokens.
+  work.splits = std::clamp((3 * device.multiprocessors + units - 1) / units, 1, std::min(64, work.table_width * 4));
+  work.scale = static_cast<float>(scale), work.softcap = static_cast<float>(softcap), work.window = static_cast<int>(window);
+  const Tensor y = at::empty({work.t, int64_t{work.h} * work.d}, q.options());
+  work.y = halves(y);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  Workspace& workspace = workspace_of(stream);
+  workspace.reserve(int64_t{units} * work.splits * 8 * (work.d + 2), units, q);
+  work.partials = static_cast<float*>(workspace.partials.data_ptr());
+  work.counters = static_cast<int*>(workspace.counters.data_ptr());
+  check(exltui::attend_decode(work, stream.stream(), device.overlap), "attend");
+  return y;
+}
+
+Tensor gather_pages(const Tensor& codes, const OptionalTensor& scales, int64_t bits, const Tensor& page_table, int64_t length, int64_t d) {
+  const c10::cuda::CUDAGuard guard(codes.device());
+  check_int(page_table, "gather_pages", "page_table");
+  TORCH_CHECK(page_table.numel() * exltui::kPageTokens >= length, "gather_pages: ", page_table.numel(), " pages hold less than ", length, " tokens");
+  const int g = static_cast<int>(codes.size(2));
+  const Tensor y = at::empty({g, length, d}, codes.options().dtype(at::kHalf));
+  const exltui::GatherPages work{codes.data_ptr(), halves(scales), static_cast<int>(bits), static_cast<const int*>(page_table.data_ptr()),
+                                 halves(y), static_cast<int>(length), g, static_cast<int>(d)};
+  if (length > 0) check(exltui::gather_pages(work, c10::cuda::getCurrentCUDAStream().stream()), "gather_pages");
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(exltui_cuda, m) {
+  m.def(
+      "linear_small(Tensor x, Tensor[] words, Tensor[] scales, int[] fields, Tensor? order, Tensor? norm, Tensor? bias, Tensor? bias_up, "
+      "Tensor? residual, float[] scalars, int activation, bool gated, int n, bool logits) -> Tensor");
+  m.def("dequantise(Tensor[] words, Tensor[] scales, int[] fields) -> Tensor");
+  m.def("norm_rows(Tensor x, Tensor? weight, Tensor? bias, float eps, float offset, bool layer) -> Tensor");
+  m.def("embed(Tensor tokens, Tensor table, float scale) -> Tensor");
+  m.def("gate_up(Tensor gate, Tensor? up, int activation) -> Tensor");
+  m.def(
+      "rope_store(Tensor qkv, Tensor? cosine, Tensor? sine, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!) v, "
+      "Tensor(c!)? k_scale, Tensor(d!)? v_scale, int[] bits, int[] heads, Tensor? q_norm, Tensor? k_norm, float eps, float offset) -> Tensor");
+  m.def(
+      "attend_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, int[] bits, Tensor query_start, Tensor lengths, "
+      "Tensor page_table, float scale, float softcap, int window) -> Tensor");
+  m.def("gather_pages(Tensor codes, Tensor? scales, int bits, Tensor page_table, int length, int d) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(exltui_cuda, CUDA, m) {
+  m.impl("linear_small", &linear_small);
+  m.impl("dequantise", &dequantise);
+  m.impl("norm_rows", &norm_rows);
+  m.impl("embed", &embed);
+  m.impl("gate_up", &gate_up);
+  m.impl("rope_store", &rope_store);
+  m.impl("attend_decode", &attend_decode);
+  m.impl("gather_pages", &gather_pages);
+}
