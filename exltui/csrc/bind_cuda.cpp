@@ -35,6 +35,18 @@ void check_int(const Tensor& x, const char* op, const char* name) {
 __half* halves(const Tensor& x) { return static_cast<__half*>(x.data_ptr()); }
 __half* halves(const OptionalTensor& x) { return x.has_value() ? halves(*x) : nullptr; }
 
+const float* floats(const OptionalTensor& x, const char* op, const char* name) {
+  if (!x.has_value()) return nullptr;
+  TORCH_CHECK(x->is_cuda() && x->scalar_type() == at::kFloat && x->is_contiguous(), op, ": ", name, " must be a contiguous f32 tensor on a GPU");
+  return static_cast<const float*>(x->data_ptr());
+}
+
+const uint16_t* order_of(const OptionalTensor& order, int64_t k, const char* op) {
+  if (!order.has_value()) return nullptr;
+  TORCH_CHECK(order->is_cuda() && order->numel() == k && order->scalar_type() == at::kShort, op, ": order must be i16 [k]");
+  return static_cast<const uint16_t*>(order->data_ptr());
+}
+
 // What the launches need to know of a device.
 struct Device {
   int multiprocessors = 0;
@@ -96,17 +108,21 @@ std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const s
     panel.group_shift = static_cast<int>(f[3]), panel.first_tile = static_cast<int>(f[4]);
     panel.first_unit = static_cast<int>(f[5]), panel.part = static_cast<int>(f[6]);
     const int bits = panel.bits == exltui::kGptqBits ? 4 : panel.bits;
-    TORCH_CHECK(words[i].is_cuda() && words[i].scalar_type() == at::kInt && words[i].is_contiguous() &&
-                    words[i].numel() == int64_t{panel.tiles} * panel.columns * bits * 32,
-                "linear: words of panel ", i, " have a wrong size");
-    panel.words = static_cast<const uint32_t*>(words[i].data_ptr());
-    if (panel.bits != exltui::kDenseBits) {
-      const int64_t row = panel.bits == exltui::kGptqBits ? 64 : 32;
+    const Tensor& w = words[i];
+    const int64_t rows = int64_t{panel.columns} * 32, row = int64_t{panel.tiles} * 32;
+    if (panel.bits == exltui::kDenseBits) {  // a view of rows in whole tiles
+      TORCH_CHECK(w.is_cuda() && w.scalar_type() == at::kHalf && w.dim() == 2 && w.stride(1) == 1 && w.stride(0) == row &&
+                      static_cast<int64_t>(w.storage().nbytes()) / 2 - w.storage_offset() >= rows * row,
+                  "linear: a dense weight must lie in rows of whole tiles of 32");
+    } else {
+      TORCH_CHECK(w.is_cuda() && w.scalar_type() == at::kInt && w.is_contiguous() && w.numel() == rows * row * bits / 32,
+                  "linear: words of panel ", i, " have a wrong size");
       check_half(scales[i], "linear", "scales");
-      TORCH_CHECK(scales[i].numel() == (int64_t{panel.tiles} >> panel.group_shift) * panel.columns * row, "linear: scales of panel ", i,
-                  " have a wrong size");
+      TORCH_CHECK(scales[i].numel() == (int64_t{panel.tiles} >> panel.group_shift) * panel.columns * (panel.bits == exltui::kGptqBits ? 64 : 32),
+                  "linear: scales of panel ", i, " have a wrong size");
       panel.scales = halves(scales[i]);
     }
+    panel.words = static_cast<const uint32_t*>(w.data_ptr());
     panel.cost = bits;
     panel.start = start;
     start += panel.tiles * panel.columns * panel.cost;
@@ -123,7 +139,7 @@ int cut(exltui::LinearSmall& work, int multiprocessors) {
     dearest = std::max(dearest, work.panels[i].cost);
   }
   const int warps_of_block = exltui::kLinearSmallWarps;
-  const int blocks = std::clamp(total / (warps_of_block * 2 * dearest), 1, multiprocessors);
+  const int blocks = std::clamp(total / (warps_of_block * 2 * dearest), 1, multiprocessors * exltui::kLinearSmallBlocks);
   work.warps = blocks * warps_of_block;
   work.share = total / work.warps;
   if (work.share < dearest) {  // a tiny matrix: one block; warps without a tile do nothing, but every share must hold a tile
@@ -143,44 +159,67 @@ int cut(exltui::LinearSmall& work, int multiprocessors) {
   return blocks;
 }
 
-Tensor linear_small(const Tensor& x, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields, const OptionalTensor& order,
-                    const OptionalTensor& norm, const OptionalTensor& bias, const OptionalTensor& bias_up, const OptionalTensor& residual,
-                    at::ArrayRef<double> scalars, int64_t activation, bool gated, int64_t n, bool logits) {
+Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& order, double eps,
+                 double offset, int64_t norm) {
   const c10::cuda::CUDAGuard guard(x.device());
-  check_half(x, "linear_small", "x");
-  TORCH_CHECK(x.dim() == 2 && x.size(1) % 8 == 0, "linear_small: x must be [t, k] with k a multiple of 8");
+  check_half(x, "norm_rows", "x");
+  const Device& device = device_of(x.device().index());
+  const Tensor y = at::empty_like(x);
+  const int k = static_cast<int>(x.size(-1));
+  TORCH_CHECK(exltui::norm_rows_shared_bytes(k) <= static_cast<size_t>(device.shared_bytes), "norm_rows: rows of ", k, " values are too long");
+  const exltui::NormRows work{halves(x), floats(weight, "norm_rows", "weight"), floats(bias, "norm_rows", "bias"),
+                              order_of(order, k, "norm_rows"), halves(y), static_cast<int>(x.numel() / k), k, static_cast<float>(eps),
+                              static_cast<float>(offset), static_cast<exltui::RowNorm>(norm)};
+  check(exltui::norm_rows(work, c10::cuda::getCurrentCUDAStream().stream(), device.overlap), "norm_rows");
+  return y;
+}
+
+Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields,
+                    const OptionalTensor& order, const OptionalTensor& norm, const OptionalTensor& bias, const OptionalTensor& bias_up,
+                    const OptionalTensor& residual, at::ArrayRef<double> scalars, int64_t activation, bool gated, int64_t n, bool logits) {
+  const c10::cuda::CUDAGuard guard(input.device());
+  check_half(input, "linear_small", "x");
+  TORCH_CHECK(input.dim() == 2 && input.size(1) % 8 == 0, "linear_small: x must be [t, k] with k a multiple of 8");
   TORCH_CHECK(scalars.size() == 4, "linear_small: four scalars expected");
+  const Device& device = device_of(input.device().index());
   const auto panels = read_panels(words, scales, fields);
   exltui::LinearSmall work{};
   work.panel_count = static_cast<int>(panels.size());
   std::copy(panels.begin(), panels.end(), work.panels);
-  const Device& device = device_of(x.device().index());
   const int blocks = cut(work, device.multiprocessors);
   int tiles = 0;
   for (const auto& panel : panels) tiles = std::max(tiles, panel.first_tile + panel.tiles);
-  work.k = static_cast<int>(x.size(1));
+  work.k = static_cast<int>(input.size(1));
   work.k_padded = tiles * 32;
   TORCH_CHECK(work.k_padded >= work.k && work.k_padded - work.k < 32, "linear_small: k of x is ", work.k, ", the panels have ", work.k_padded);
-  work.order = order.has_value() ? static_cast<const uint16_t*>(order->data_ptr()) : nullptr;
-  TORCH_CHECK(!order.has_value() || (order->numel() == work.k && order->scalar_type() == at::kShort), "linear_small: order must be i16 [k]");
-  work.norm = halves(norm);
-  work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
+  const auto bytes = [&](int64_t tokens, bool own) {
+    return exltui::linear_small_shared_bytes(static_cast<int>(tokens), work.k, work.k_padded, own && order.has_value(), own && norm.has_value());
+  };
+  const int64_t t = input.size(0);
+  Tensor x = input;
+  if (t == 1 && bytes(1, true) <= static_cast<size_t>(device.shared_bytes)) {
+    work.order = order_of(order, work.k, "linear_small");
+    work.norm = floats(norm, "linear_small", "norm");
+    work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
+  } else if (order.has_value() || norm.has_value()) {
+    const auto kind = norm.has_value() ? exltui::RowNorm::kRms : exltui::RowNorm::kNone;
+    x = norm_rows(input, norm, std::nullopt, order, scalars[0], scalars[1], static_cast<int64_t>(kind));
+  }
   work.bias = halves(bias), work.bias_up = halves(bias_up);
   work.scale = static_cast<float>(scalars[2]), work.softcap = static_cast<float>(scalars[3]);
   work.activation = static_cast<exltui::Activation>(activation);
   work.gated = gated;
   work.n = static_cast<int>(n);
-  const int64_t t = x.size(0);
   if (residual.has_value()) {
     check_half(*residual, "linear_small", "residual");
     TORCH_CHECK(residual->size(0) == t && residual->size(1) == n, "linear_small: residual must be [t, n]");
   }
   const Tensor y = at::empty({t, n}, x.options().dtype(logits ? at::kFloat : at::kHalf));
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  int64_t step = exltui::kMaxTokens;
-  while (step > 1 && exltui::linear_small_shared_bytes(static_cast<int>(step), work.k_padded) > static_cast<size_t>(device.shared_bytes)) --step;
+  int64_t step = std::min<int64_t>(exltui::kMaxTokens, t);
+  while (step > 1 && bytes(step, false) > static_cast<size_t>(device.shared_bytes)) --step;
   Workspace& workspace = workspace_of(stream);
-  workspace.reserve(int64_t{work.units} * work.slots * std::min(step, t) * 32, work.units, x);
+  workspace.reserve(int64_t{work.units} * work.slots * step * 32, work.units, x);
   work.partials = static_cast<float*>(workspace.partials.data_ptr());
   work.counters = static_cast<int*>(workspace.counters.data_ptr());
   for (int64_t first = 0; first < t; first += step) {
@@ -194,31 +233,18 @@ Tensor linear_small(const Tensor& x, std::vector<Tensor> words, std::vector<Tens
   return y;
 }
 
-Tensor dequantise(std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields) {
-  const c10::cuda::CUDAGuard guard(words.at(0).device());
-  const auto panels = read_panels(words, scales, fields);
-  int rows = 0, tiles = 0;
-  for (const auto& panel : panels) {
-    rows = std::max(rows, (panel.first_unit + panel.columns) * 32);
-    tiles = std::max(tiles, panel.first_tile + panel.tiles);
-  }
-  const Tensor y = at::empty({rows, tiles * 32}, words[0].options().dtype(at::kHalf));
-  for (const auto& panel : panels) {
-    const exltui::Dequantise work{panel, halves(y), tiles * 32};
+// Columns of tiles [first, first + columns) of one weight -> f16 [32 columns, k_padded] in stored order, into `y`.
+void dequantise(Tensor y, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields, int64_t first, int64_t columns) {
+  const c10::cuda::CUDAGuard guard(y.device());
+  check_half(y, "dequantise", "y");
+  TORCH_CHECK(y.dim() == 2 && y.size(0) == columns * 32, "dequantise: y must have a row for each out-feature");
+  for (auto panel : read_panels(words, scales, fields)) {
+    TORCH_CHECK(first >= 0 && first + columns <= panel.columns && (panel.first_tile + panel.tiles) * 32 <= y.size(1),
+                "dequantise: y is too small");
+    panel.first_unit = 0;
+    const exltui::Dequantise work{panel, halves(y), static_cast<int>(y.size(1)), static_cast<int>(first), static_cast<int>(columns)};
     check(exltui::dequantise(work, c10::cuda::getCurrentCUDAStream().stream()), "dequantise");
   }
-  return y;
-}
-
-Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps, double offset, bool layer) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  check_half(x, "norm_rows", "x");
-  const Tensor y = at::empty_like(x);
-  const int k = static_cast<int>(x.size(-1));
-  const exltui::NormRows work{halves(x), halves(weight), halves(bias), halves(y), static_cast<int>(x.numel() / k), k,
-                              static_cast<float>(eps), static_cast<float>(offset), layer};
-  check(exltui::norm_rows(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(x.device().index()).overlap), "norm_rows");
-  return y;
 }
 
 Tensor embed(const Tensor& tokens, const Tensor& table, double scale) {
@@ -233,12 +259,15 @@ Tensor embed(const Tensor& tokens, const Tensor& table, double scale) {
   return y;
 }
 
-Tensor gate_up(const Tensor& gate, const OptionalTensor& up, int64_t activation) {
-  const c10::cuda::CUDAGuard guard(gate.device());
-  check_half(gate, "gate_up", "gate");
-  TORCH_CHECK(gate.numel() % 8 == 0, "gate_up: a multiple of 8 values expected");
-  const Tensor y = at::empty_like(gate);
-  const exltui::GateUp work{halves(gate), halves(up), halves(y), gate.numel(), static_cast<exltui::Activation>(activation)};
+// Gate and up side by side [t, 2m] -> activation(gate) * up [t, m]; with `alone` x [t, m] -> activation(x).
+Tensor gate_up(const Tensor& x, int64_t activation, bool alone) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  check_half(x, "gate_up", "x");
+  const int64_t t = x.size(0), stride = x.size(1), m = alone ? stride : stride / 2;
+  TORCH_CHECK(m % 8 == 0 && t <= 65535, "gate_up: a multiple of 8 values in at most 65,535 rows expected");
+  const Tensor y = at::empty({t, m}, x.options());
+  const exltui::GateUp work{halves(x), alone ? nullptr : halves(x) + m, halves(y), static_cast<int>(t), static_cast<int>(m),
+                            static_cast<int>(stride), static_cast<exltui::Activation>(activation)};
   check(exltui::gate_up(work, c10::cuda::getCurrentCUDAStream().stream()), "gate_up");
   return y;
 }
@@ -262,11 +291,10 @@ Tensor rope_store(const Tensor& qkv, const OptionalTensor& cosine, const Optiona
   const Tensor q = at::empty({t, h, d}, qkv.options());
   exltui::RopeStore work{};
   work.qkv = halves(qkv);
-  work.cosine = cosine.has_value() ? static_cast<const float*>(cosine->data_ptr()) : nullptr;
-  work.sine = sine.has_value() ? static_cast<const float*>(sine->data_ptr()) : nullptr;
+  work.cosine = floats(cosine, "rope_store", "cosine"), work.sine = floats(sine, "rope_store", "sine");
   work.positions = static_cast<const int*>(positions.data_ptr());
   work.slots = static_cast<const int*>(slots.data_ptr());
-  work.q_norm = halves(q_norm), work.k_norm = halves(k_norm);
+  work.q_norm = floats(q_norm, "rope_store", "q_norm"), work.k_norm = floats(k_norm, "rope_store", "k_norm");
   work.norm_eps = static_cast<float>(eps), work.norm_offset = static_cast<float>(offset);
   work.q = halves(q);
   work.pages = pages_of(k, v, k_scale, v_scale, bits);
@@ -315,7 +343,7 @@ Tensor gather_pages(const Tensor& codes, const OptionalTensor& scales, int64_t b
   check_int(page_table, "gather_pages", "page_table");
   TORCH_CHECK(page_table.numel() * exltui::kPageTokens >= length, "gather_pages: ", page_table.numel(), " pages hold less than ", length, " tokens");
   const int g = static_cast<int>(codes.size(2));
-  const Tensor y = at::empty({g, length, d}, codes.options().dtype(at::kHalf));
+  const Tensor y = at::empty({length, g, d}, codes.options().dtype(at::kHalf));
   const exltui::GatherPages work{codes.data_ptr(), halves(scales), static_cast<int>(bits), static_cast<const int*>(page_table.data_ptr()),
                                  halves(y), static_cast<int>(length), g, static_cast<int>(d)};
   if (length > 0) check(exltui::gather_pages(work, c10::cuda::getCurrentCUDAStream().stream()), "gather_pages");
@@ -328,10 +356,10 @@ TORCH_LIBRARY(exltui_cuda, m) {
   m.def(
       "linear_small(Tensor x, Tensor[] words, Tensor[] scales, int[] fields, Tensor? order, Tensor? norm, Tensor? bias, Tensor? bias_up, "
       "Tensor? residual, float[] scalars, int activation, bool gated, int n, bool logits) -> Tensor");
-  m.def("dequantise(Tensor[] words, Tensor[] scales, int[] fields) -> Tensor");
-  m.def("norm_rows(Tensor x, Tensor? weight, Tensor? bias, float eps, float offset, bool layer) -> Tensor");
+  m.def("dequantise(Tensor(a!) y, Tensor[] words, Tensor[] scales, int[] fields, int first, int columns) -> ()");
+  m.def("norm_rows(Tensor x, Tensor? weight, Tensor? bias, Tensor? order, float eps, float offset, int norm) -> Tensor");
   m.def("embed(Tensor tokens, Tensor table, float scale) -> Tensor");
-  m.def("gate_up(Tensor gate, Tensor? up, int activation) -> Tensor");
+  m.def("gate_up(Tensor x, int activation, bool alone) -> Tensor");
   m.def(
       "rope_store(Tensor qkv, Tensor? cosine, Tensor? sine, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!) v, "
       "Tensor(c!)? k_scale, Tensor(d!)? v_scale, int[] bits, int[] heads, Tensor? q_norm, Tensor? k_norm, float eps, float offset) -> Tensor");

@@ -19,11 +19,38 @@ namespace exltui {
 constexpr int kWarp = 32;  // lanes that work together; on 64-wide AMD waves two such groups share a wave
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-__device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask, kWarp); }
-__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(kAllLanes, value, mask, kWarp); }
-__device__ __forceinline__ uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
-__device__ __forceinline__ int shuffle(int value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
-__device__ __forceinline__ float shuffle(float value, int lane) { return __shfl_sync(kAllLanes, value, lane, kWarp); }
+// A structure that a kernel takes by value and reads where it was put.
+#if defined(__HIP_PLATFORM_AMD__)
+#define EXLTUI_PARAMETER const
+#else
+#define EXLTUI_PARAMETER const __grid_constant__
+#endif
+
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+#if defined(__HIP_PLATFORM_AMD__)
+  return __shfl_xor(value, mask, kWarp);
+#else
+  return __shfl_xor_sync(kAllLanes, value, mask, kWarp);
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+#if defined(__HIP_PLATFORM_AMD__)
+  return __shfl(value, lane, kWarp);
+#else
+  return __shfl_sync(kAllLanes, value, lane, kWarp);
+#endif
+}
+
+__device__ __forceinline__ void sync_warp() {
+#if defined(__HIP_PLATFORM_AMD__)
+  __builtin_amdgcn_wave_barrier();
+#else
+  __syncwarp();
+#endif
+}
 
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
@@ -184,6 +211,13 @@ struct Launch {
   cudaStream_t stream;
   bool overlap;  // ignored where the chip or the toolkit has no programmatic dependent launch
 };
+
+// A block gets more than 48 KB of shared memory only where its kernel was allowed to.
+template <typename Kernel>
+cudaError_t allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), const Launch& launch, const Arguments&... arguments) {

@@ -412,7 +412,7 @@ __device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kD
 }
 
 template <int kDim, int kKeyBits, int kValueBits>
-__global__ void __launch_bounds__(kThreads) attend_decode_kernel(const __grid_constant__ AttendDecode work) {
+__global__ void __launch_bounds__(kThreads) attend_decode_kernel(EXLTUI_PARAMETER AttendDecode work) {
   extern __shared__ __align__(16) unsigned char storage[];
   Shared<kDim>& shared = *reinterpret_cast<Shared<kDim>*>(storage);
   let_next_start();
@@ -446,10 +446,8 @@ template <int kDim, int kKeyBits, int kValueBits>
 cudaError_t launch(const AttendDecode& work, cudaStream_t stream, bool overlap) {
   const auto kernel = attend_decode_kernel<kDim, kKeyBits, kValueBits>;
   const size_t bytes = sizeof(Shared<kDim>);
-  if (bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (status != cudaSuccess) return status;
-  }
+  const cudaError_t status = allow_shared(kernel, bytes);
+  if (status != cudaSuccess) return status;
   const int chunks = (work.h / work.g + kColumns - 1) / kColumns;
   return start(kernel, Launch{dim3(work.splits, work.g * chunks, work.t), dim3(kThreads), bytes, stream, overlap}, work);
 }

@@ -21,10 +21,12 @@ constexpr int kMaxTokens = 8;     // columns of one tensor-core product
 constexpr int kDenseBits = 16;    // "bits" of an fp16 panel
 constexpr int kGptqBits = 20;     // 4-bit codes with a zero point for every group and column
 
+// With more than one token x is normalised and in stored order already (norm_rows): `norm` and `order` are null.
+
 // A run of k-tiles of one matrix with one bit width. A tile is 32 out-features by 32 in-features; tiles of a column of tiles are
-// adjacent, columns follow each other (layout inside a tile: engine/ops/cuda_layout.py).
+// adjacent, columns follow each other (layout inside a tile: engine/ops/cuda_layout.py). An fp16 panel lies in plain rows instead.
 struct Panel {
-  const uint32_t* words;  // [columns, tiles, bits * 32]
+  const uint32_t* words;  // [columns, tiles, bits * 32]; fp16: [columns * 32, tiles * 32] values
   const __half* scales;   // [columns, tiles >> group_shift, 8, 4] (GPTQ: [.., 8, 8], the last 4 are 8 - zero); null when dense
   int bits;               // 2, 3, 4, 5, 6, 8, kDenseBits or kGptqBits
   int tiles;              // k-tiles in the panel
@@ -45,8 +47,8 @@ struct LinearSmall {
   int k;                 // in-features of x
   int k_padded;          // a multiple of 32
   const __half* x;       // [t, k]
-  const uint16_t* order; // [k] in-feature of each stored row, or null
-  const __half* norm;    // [k] RMS norm weight, or null: x as it is
+  const uint16_t* order; // [k] in-feature of each stored row, or null: x is in stored order
+  const float* norm;     // [k] RMS norm weight, or null: x as it is
   float eps;
   float norm_offset;     // added to the norm weight
   const __half* bias;    // [n] or null
@@ -68,30 +70,43 @@ struct LinearSmall {
 };
 
 // Bytes of shared memory that linear_small needs.
-size_t linear_small_shared_bytes(int tokens, int k_padded);
+size_t linear_small_shared_bytes(int tokens, int k, int k_padded, bool ordered, bool normed);
 cudaError_t linear_small(const LinearSmall& work, int blocks, cudaStream_t stream, bool overlap);
-constexpr int kLinearSmallWarps = 16;
+#ifndef EXLTUI_LINEAR_WARPS
+#define EXLTUI_LINEAR_WARPS 16
+#endif
+#ifndef EXLTUI_LINEAR_BLOCKS
+#define EXLTUI_LINEAR_BLOCKS 1
+#endif
+constexpr int kLinearSmallWarps = EXLTUI_LINEAR_WARPS;
+constexpr int kLinearSmallBlocks = EXLTUI_LINEAR_BLOCKS;  // of one launch, on one multiprocessor
 
-// ---- dequantise: a panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
+// ---- dequantise: a low-bit panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
 
 struct Dequantise {
   Panel panel;
   __half* y;  // [n, k_padded]; the panel fills columns first_tile * 32 on, rows first_unit * 32 on
   int k_padded;
+  int first_column;  // columns of the panel to take, from this one on
+  int columns;
 };
 cudaError_t dequantise(const Dequantise& work, cudaStream_t stream);
 
-// ---- norm of rows (prefill, and layer norm at any length)
+// ---- norm of rows, and the order of a weight: y[t, i] = norm(x[t])[order[i]]
+
+enum class RowNorm : int { kNone = 0, kRms = 1, kLayer = 2 };
 
 struct NormRows {
-  const __half* x;       // [t, k]
-  const __half* weight;  // [k] or null
-  const __half* bias;    // [k] or null
-  __half* y;             // [t, k]
+  const __half* x;        // [t, k]
+  const float* weight;    // [k]; null with kNone
+  const float* bias;      // [k] or null
+  const uint16_t* order;  // [k] or null
+  __half* y;              // [t, k]
   int t, k;
   float eps, offset;
-  int layer;  // 1: subtract the mean
+  RowNorm norm;
 };
+size_t norm_rows_shared_bytes(int k);
 cudaError_t norm_rows(const NormRows& work, cudaStream_t stream, bool overlap);
 
 // ---- one layer's K/V pages
@@ -110,8 +125,8 @@ struct RopeStore {
   const float* sine;
   const int* positions; // [t]
   const int* slots;     // [t] page * 256 + offset
-  const __half* q_norm; // [d] or null
-  const __half* k_norm;
+  const float* q_norm;  // [d] or null
+  const float* k_norm;
   float norm_eps;
   float norm_offset;
   __half* q;            // [t, h, d]
@@ -147,7 +162,7 @@ struct GatherPages {
   const __half* scales;
   int bits;
   const int* page_table;  // [pages of one sequence]
-  __half* y;              // [g, length, d]
+  __half* y;              // [length, g, d]
   int length, g, d;
 };
 cudaError_t gather_pages(const GatherPages& work, cudaStream_t stream);
@@ -164,10 +179,10 @@ struct Embed {
 cudaError_t embed(const Embed& work, cudaStream_t stream, bool overlap);
 
 struct GateUp {
-  const __half* gate;  // [t, m]
-  const __half* up;    // [t, m] or null: activation alone
-  __half* y;
-  long long count;     // t * m
+  const __half* gate;  // [t, m], rows `stride` values apart
+  const __half* up;    // the same, or null: activation alone
+  __half* y;           // [t, m]
+  int t, m, stride;
   Activation activation;
 };
 cudaError_t gate_up(const GateUp& work, cudaStream_t stream);

@@ -18,15 +18,22 @@ namespace {
 
 constexpr int kThreads = kLinearSmallWarps * kWarp;
 
-// Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [kMaxTokens, warps] f32, then
-// x [t, row_stride] f16.
+// Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, x [t, row_stride]
+// f16, and a row of x in its own order where one token's x is normalised (f32) or brought into stored order (f16).
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearSmall) + 15) / 16 * 16;
-constexpr int kSumsBytes = kMaxTokens * kLinearSmallWarps * sizeof(float);
+constexpr int kSumsBytes = kLinearSmallWarps * sizeof(float);
+
+// Rows of x are padded by 64 bytes so that the eight rows that a product reads at once fall into different banks.
+__host__ __device__ __forceinline__ int row_stride(int k_padded) { return k_padded % 64 == 0 ? k_padded + 32 : k_padded; }
+
 __device__ __forceinline__ const LinearSmall& job() { return *reinterpret_cast<const LinearSmall*>(shared); }
 __device__ __forceinline__ float* square_sums() { return reinterpret_cast<float*>(shared + kJobBytes); }
 __device__ __forceinline__ __half* staged_x() { return reinterpret_cast<__half*>(shared + kJobBytes + kSumsBytes); }
-constexpr int kPrefetchLines = 64;  // 8 KB a warp, 1 MB a chip of 132: what one SM needs in flight for about two microseconds
+__device__ __forceinline__ void* unordered_x(const LinearSmall& work) {
+  return staged_x() + static_cast<size_t>(work.tokens) * row_stride(work.k_padded);
+}
+constexpr int kPrefetchLines = 64;  // 8 KB a warp: with 16 of them what a multiprocessor reads in four microseconds
 
 // Stages of registers between a load and its use: about 40 registers each way, 32-64 KB a multiprocessor.
 template <int kBits>
@@ -71,58 +78,94 @@ __device__ __forceinline__ Contribution contribution(const LinearSmall& work, in
   return found;
 }
 
-// x of all tokens, normalised, in stored order, into shared memory; rows are padded by 64 bytes so that the eight rows that a product
-// reads at once fall into different banks.
-__device__ __forceinline__ int row_stride(int k_padded) { return k_padded % 64 == 0 ? k_padded + 32 : k_padded; }
+__device__ __forceinline__ uint4 load_order(const LinearSmall& work, int piece) {
+  return load_stream(reinterpret_cast<const uint4*>(work.order) + piece);
+}
 
-__device__ __forceinline__ void stage_x() {
-  const LinearSmall& work = job();
-  __half* xs = staged_x();
-  float* sums = square_sums();
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, chunks = work.k / 8;
-  if (work.norm != nullptr) {
-    for (int token = 0; token < work.tokens; ++token) {
-      float sum = 0.0f;
-      for (int c = threadIdx.x; c < chunks; c += kThreads) {
-        const uint4 raw = reinterpret_cast<const uint4*>(work.x + static_cast<size_t>(token) * work.k)[c];
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+// x of all tokens, as it is, into shared memory. Two loads are in flight before the first is stored.
+__device__ __forceinline__ void stage_plain(const LinearSmall& work) {
+  const int pieces = work.k / 8, all = work.tokens * pieces, stride = row_stride(work.k_padded) / 8;
+  const uint4* x = reinterpret_cast<const uint4*>(work.x);
+  uint4* rows = reinterpret_cast<uint4*>(staged_x());
+  for (int base = threadIdx.x; base < all; base += 2 * kThreads) {
+    uint4 raw[2];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 v = __half22float2(as_half2(words[i]));
-          sum += v.x * v.x + v.y * v.y;
-        }
-      }
-      sum = warp_sum(sum);
-      if (lane == 0) sums[token * kLinearSmallWarps + warp] = sum;
+    for (int i = 0; i < 2; ++i) {
+      if (base + i * kThreads < all) raw[i] = x[base + i * kThreads];
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int piece = base + i * kThreads;
+      if (piece < all) rows[piece / pieces * stride + piece % pieces] = raw[i];
+    }
+  }
+}
+
+// x of one token, normalised, in stored order. It passes through shared memory in its own order, since gathering from there costs a
+// tenth of gathering from global memory. `order` is this thread's first piece of work.order.
+__device__ __forceinline__ void stage_one(const LinearSmall& work, uint4 order) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, pieces = work.k / 8;
+  const bool ordered = work.order != nullptr;
+  const float* norm = work.norm;
+  const float offset = work.norm_offset;
+  const uint4* x = reinterpret_cast<const uint4*>(work.x);
+  uint4* row = reinterpret_cast<uint4*>(staged_x());
+  float4* wide = static_cast<float4*>(unordered_x(work));
+  uint4* narrow = ordered ? static_cast<uint4*>(unordered_x(work)) : row;
+  float factor = 1.0f, sum = 0.0f;
+  for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+    const uint4 raw = x[piece];
+    if (norm == nullptr) {
+      narrow[piece] = raw;
+      continue;
+    }
+    const float2 v[4] = {__half22float2(as_half2(raw.x)), __half22float2(as_half2(raw.y)), __half22float2(as_half2(raw.z)),
+                         __half22float2(as_half2(raw.w))};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum += v[i].x * v[i].x + v[i].y * v[i].y;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 w = reinterpret_cast<const float4*>(norm)[2 * piece + i];
+      wide[2 * piece + i] = make_float4(v[2 * i].x * (w.x + offset), v[2 * i].y * (w.y + offset), v[2 * i + 1].x * (w.z + offset),
+                                        v[2 * i + 1].y * (w.w + offset));
+    }
+  }
+  if (norm != nullptr) {
+    sum = warp_sum(sum);
+    if (lane == 0) square_sums()[warp] = sum;
+    __syncthreads();
+    sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kLinearSmallWarps; ++i) sum += square_sums()[i];
+    factor = rsqrtf(sum / static_cast<float>(work.k) + work.eps);
+  } else {
     __syncthreads();
   }
-  const int stride = row_stride(work.k_padded);
-  for (int token = 0; token < work.tokens; ++token) {
-    const __half* x = work.x + static_cast<size_t>(token) * work.k;
-    float factor = 1.0f;
-    if (work.norm != nullptr) {
-      float sum = 0.0f;
+  for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+    if (piece != threadIdx.x && ordered) order = load_order(work, piece);
+    const uint32_t features[4] = {order.x, order.y, order.z, order.w};
+    __align__(16) __half out[8];
 #pragma unroll
-      for (int i = 0; i < kLinearSmallWarps; ++i) sum += sums[token * kLinearSmallWarps + i];
-      factor = rsqrtf(sum / static_cast<float>(work.k) + work.eps);
+    for (int i = 0; i < 8; ++i) {
+      const int own = piece * 8 + i, other = static_cast<int>(i % 2 ? features[i / 2] >> 16 : features[i / 2] & 0xffffu);
+      const int feature = ordered ? other : own;
+      out[i] = norm != nullptr ? to_half(reinterpret_cast<const float*>(wide)[feature] * factor)
+                               : reinterpret_cast<const __half*>(narrow)[feature];
     }
-    for (int c = threadIdx.x; c < work.k_padded / 8; c += kThreads) {
-      __align__(16) __half out[8];
-      __align__(16) uint16_t order[8];
-      if (work.order != nullptr && c < chunks) *reinterpret_cast<uint4*>(order) = reinterpret_cast<const uint4*>(work.order)[c];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (c >= chunks) {
-          out[i] = __float2half_rn(0.0f);
-          continue;
-        }
-        const int feature = work.order != nullptr ? order[i] : c * 8 + i;
-        __half value = x[feature];
-        if (work.norm != nullptr) value = to_half(__half2float(value) * factor * (__half2float(work.norm[feature]) + work.norm_offset));
-        out[i] = value;
-      }
-      *reinterpret_cast<uint4*>(xs + static_cast<size_t>(token) * stride + c * 8) = *reinterpret_cast<const uint4*>(out);
+    row[piece] = *reinterpret_cast<const uint4*>(out);
+  }
+}
+
+__device__ __forceinline__ void stage_x(uint4 order) {
+  const LinearSmall& work = job();
+  if (work.norm == nullptr && work.order == nullptr) {
+    stage_plain(work);
+  } else {
+    stage_one(work, order);
+  }
+  for (int piece = work.k / 8 + threadIdx.x; piece < work.k_padded / 8; piece += kThreads) {
+    for (int token = 0; token < work.tokens; ++token) {
+      reinterpret_cast<uint4*>(staged_x() + static_cast<size_t>(token) * row_stride(work.k_padded))[piece] = make_uint4(0u, 0u, 0u, 0u);
     }
   }
   __syncthreads();
@@ -173,11 +216,11 @@ __device__ __noinline__ void hand_over(int panel_index, int column, int warp, co
   int last = 1;
   if (mine.all > 1) {
     __threadfence();
-    __syncwarp();
+    sync_warp();
     if (lane == 0) last = atomicAdd(work.counters + unit, 1) == mine.all - 1;
     last = shuffle(last, 0);
   } else {
-    __syncwarp();
+    sync_warp();
   }
   if (!last) return;
   __threadfence();
@@ -193,22 +236,80 @@ __device__ __noinline__ void hand_over(int panel_index, int column, int warp, co
   if (lane == 0 && mine.all > 1) work.counters[unit] = 0;
 }
 
+// What a warp does between its first loads of weights and its first look at x.
+struct Prologue {
+  bool pending;  // until the warp's first panel
+  uint4 order;
+
+  __device__ __forceinline__ void run() {
+    wait_for_previous();
+    stage_x(order);
+    pending = false;
+  }
+};
+
+// Ask for the lines of a panel's words that no load has asked for yet, and of its scales, as far as kPrefetchLines go.
+__device__ __forceinline__ void prefetch_panel(const Panel& panel, int from, int to, int tile_words, int loaded) {
+  const int lane = threadIdx.x % kWarp, lines_of_tile = tile_words / 32;
+  const char* words = reinterpret_cast<const char*>(panel.words) + static_cast<size_t>(from) * tile_words * 4;
+  const int lines = min((to - from) * lines_of_tile, kPrefetchLines);
+  for (int line = loaded * lines_of_tile + lane; line < lines; line += kWarp) prefetch_line(words + line * 128);
+}
+
+// A lane's registers of one tile after the other.
+template <int kBits>
+struct Source {
+  const uint32_t* tile;
+  int lane;
+
+  __device__ __forceinline__ Source(const Panel& panel, int from, int lane_)
+      : tile(panel.words + static_cast<size_t>(from) * (kBits * kWarp)), lane(lane_) {}
+
+  __device__ __forceinline__ void next(uint32_t (&w)[kBits]) {
+    load_tile<kBits>(tile, lane, w);
+    tile += kBits * kWarp;
+  }
+};
+
+template <>
+struct Source<kDenseBits> {  // plain rows: eight neighbouring values of each of four rows, eight rows apart
+  const uint4* at;
+  int row_pieces, tile, tiles;
+
+  __device__ __forceinline__ Source(const Panel& panel, int from, int lane) : row_pieces(panel.tiles * 4), tile(from % panel.tiles), tiles(panel.tiles) {
+    const size_t row = static_cast<size_t>(from / panel.tiles) * 32 + lane / 4;
+    at = reinterpret_cast<const uint4*>(panel.words) + row * row_pieces + tile * 4 + lane % 4;
+  }
+
+  __device__ __forceinline__ void next(uint32_t (&w)[kDenseBits]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint4 v = load_stream(at + static_cast<size_t>(8 * i) * row_pieces);
+      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
+    }
+    at += 4;
+    if (++tile == tiles) {
+      tile = 0;
+      at += static_cast<size_t>(31) * row_pieces;
+    }
+  }
+};
+
 // Stream one warp's tiles [from, to) of a panel: loads run kDepth tiles ahead of the products.
 template <int kTag>
-__device__ __forceinline__ void stream_panel(int panel_index, int from, int to, int warp) {
+__device__ __forceinline__ void stream_panel(int panel_index, int from, int to, int warp, Prologue& prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
   const LinearSmall& work = job();
   const __half* xs = staged_x();
-  constexpr bool kScaled = kBits != kDenseBits;
+  constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
   constexpr int kStages = kZeros ? 6 : kDepth<kBits>;
-  constexpr int kTileWords = kBits * kWarp;
   using ScaleWord = typename std::conditional<kZeros, uint4, uint2>::type;
   const Panel& panel = work.panels[panel_index];
   const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4;
-  const int group_mask = (1 << panel.group_shift) - 1, shift = panel.group_shift, tiles = panel.tiles;
-  const uint32_t* words = panel.words + static_cast<size_t>(from) * kTileWords;
+  Source<kBits> source(panel, from, lane);
   const ScaleWord* scales = reinterpret_cast<const ScaleWord*>(panel.scales) + row;
+  const int group_mask = (1 << panel.group_shift) - 1, shift = panel.group_shift, tiles = panel.tiles;
   const bool has_token = row < work.tokens;
   const uint4* x_lane = reinterpret_cast<const uint4*>(xs + static_cast<size_t>(has_token ? row : 0) * row_stride(work.k_padded) +
                                                        panel.first_tile * 32 + pair * 8);
@@ -218,9 +319,14 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
 #pragma unroll
   for (int s = 0; s < kStages; ++s) {
     if (from + s < to) {
-      load_tile<kBits>(words + s * kTileWords, lane, stage[s]);
+      source.next(stage[s]);
       if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((from + s) >> shift) * 8);
     }
+  }
+
+  if (prologue.pending) {
+    if constexpr (kScaled) prefetch_panel(panel, from, to, kBits * kWarp, kStages);
+    prologue.run();
   }
 
   Sums total, group;
@@ -236,7 +342,7 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
         unpack<kBits>(stage[s], a);
         const ScaleWord scale_now = scale[s];
         if (at + kStages < to) {
-          load_tile<kBits>(words + (at - from + kStages) * static_cast<size_t>(kTileWords), lane, stage[s]);
+          source.next(stage[s]);
           if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((at + kStages) >> shift) * 8);
         }
         uint4 b = x_lane[tile * 4];
@@ -288,56 +394,51 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
 
 // Not inlined, so that each width has its registers to itself: inlined side by side the eight of them spill in their loops.
 template <int kTag>
-__device__ __noinline__ void stream_panel_apart(int panel_index, int from, int to, int warp) {
-  stream_panel<kTag>(panel_index, from, to, warp);
+__device__ __noinline__ void stream_panel_apart(int panel_index, int from, int to, int warp, Prologue& prologue) {
+  stream_panel<kTag>(panel_index, from, to, warp, prologue);
 }
 
-__device__ __forceinline__ void stream_any_panel(int bits, int panel_index, int from, int to, int warp) {
+__device__ __forceinline__ void stream_any_panel(int bits, int panel_index, int from, int to, int warp, Prologue& prologue) {
   switch (bits) {
-    case 2: stream_panel_apart<2>(panel_index, from, to, warp); break;
-    case 3: stream_panel_apart<3>(panel_index, from, to, warp); break;
-    case 4: stream_panel_apart<4>(panel_index, from, to, warp); break;
-    case 5: stream_panel_apart<5>(panel_index, from, to, warp); break;
-    case 6: stream_panel_apart<6>(panel_index, from, to, warp); break;
-    case 8: stream_panel_apart<8>(panel_index, from, to, warp); break;
-    case kGptqBits: stream_panel_apart<kGptqBits>(panel_index, from, to, warp); break;
-    default: stream_panel_apart<kDenseBits>(panel_index, from, to, warp); break;
+    case 2: stream_panel_apart<2>(panel_index, from, to, warp, prologue); break;
+    case 3: stream_panel_apart<3>(panel_index, from, to, warp, prologue); break;
+    case 4: stream_panel_apart<4>(panel_index, from, to, warp, prologue); break;
+    case 5: stream_panel_apart<5>(panel_index, from, to, warp, prologue); break;
+    case 6: stream_panel_apart<6>(panel_index, from, to, warp, prologue); break;
+    case 8: stream_panel_apart<8>(panel_index, from, to, warp, prologue); break;
+    case kGptqBits: stream_panel_apart<kGptqBits>(panel_index, from, to, warp, prologue); break;
+    default: stream_panel_apart<kDenseBits>(panel_index, from, to, warp, prologue); break;
   }
 }
 
 // kTag: the one width of all panels, or 0 for a mixture.
 template <int kTag>
-__global__ void __launch_bounds__(kThreads, 1) linear_small_kernel(const __grid_constant__ LinearSmall parameters) {
+__global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
+  let_next_start();
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearSmall) / 4); i += kThreads) {
     reinterpret_cast<uint32_t*>(shared)[i] = reinterpret_cast<const uint32_t*>(&parameters)[i];
   }
   __syncthreads();
   const LinearSmall& work = job();
-  const int warp = blockIdx.x * kLinearSmallWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = blockIdx.x * kLinearSmallWarps + threadIdx.x / kWarp;
   const int start = share_start(work, warp), end = share_start(work, warp + 1);
-  let_next_start();
-  for (int i = 0; i < work.panel_count; ++i) {  // only the panel in which the share starts
-    const Panel& panel = work.panels[i];
-    const int from = tile_at(panel, start), to = tile_at(panel, end);
-    if (from >= to) continue;
-    const int tile_bytes = (panel.bits == kGptqBits ? 4 : panel.bits) * kWarp * 4;
-    const char* first = reinterpret_cast<const char*>(panel.words) + static_cast<size_t>(from) * tile_bytes;
-    const int lines = min((to - from) * tile_bytes / 128, kPrefetchLines);
-    for (int line = lane; line < lines; line += kWarp) prefetch_line(first + line * 128);
-    break;
+  Prologue prologue{true, make_uint4(0u, 0u, 0u, 0u)};
+  if (work.order != nullptr && threadIdx.x < work.k / 8) prologue.order = load_order(work, threadIdx.x);
+  if (work.norm != nullptr) {  // every block reads it: each asks for a part
+    const int line = blockIdx.x + gridDim.x * threadIdx.x;
+    if (line < work.k / 32) prefetch_line(work.norm + line * 32);
   }
-  wait_for_previous();
-  stage_x();
   for (int i = 0; i < work.panel_count; ++i) {
     const Panel& panel = work.panels[i];
     const int from = tile_at(panel, start), to = tile_at(panel, end);
     if (from >= to) continue;
     if constexpr (kTag != 0) {
-      stream_panel<kTag>(i, from, to, warp);
+      stream_panel<kTag>(i, from, to, warp, prologue);
     } else {
-      stream_any_panel(panel.bits, i, from, to, warp);
+      stream_any_panel(panel.bits, i, from, to, warp, prologue);
     }
   }
+  if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
 }
 
 using Kernel = void (*)(LinearSmall);
@@ -361,19 +462,17 @@ Kernel choose(const LinearSmall& work) {
 
 }  // namespace
 
-size_t linear_small_shared_bytes(int tokens, int k_padded) {
-  const int stride = k_padded % 64 == 0 ? k_padded + 32 : k_padded;
-  return kJobBytes + kSumsBytes + static_cast<size_t>(tokens) * stride * sizeof(__half);
+size_t linear_small_shared_bytes(int tokens, int k, int k_padded, bool ordered, bool normed) {
+  const size_t unordered = static_cast<size_t>(k) * (normed ? sizeof(float) : ordered ? sizeof(__half) : 0);
+  return kJobBytes + kSumsBytes + static_cast<size_t>(tokens) * row_stride(k_padded) * sizeof(__half) + unordered;
 }
 
 cudaError_t linear_small(const LinearSmall& work, int blocks, cudaStream_t stream, bool overlap) {
-  const size_t bytes = linear_small_shared_bytes(work.tokens, work.k_padded);
+  if ((work.order != nullptr || work.norm != nullptr) && work.tokens != 1) return cudaErrorInvalidValue;
+  const size_t bytes = linear_small_shared_bytes(work.tokens, work.k, work.k_padded, work.order != nullptr, work.norm != nullptr);
   const Kernel kernel = choose(work);
-  if (bytes > 48 * 1024) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (status != cudaSuccess) return status;
-  }
+  const cudaError_t status = allow_shared(kernel, bytes);
+  if (status != cudaSuccess) return status;
   return start(kernel, Launch{dim3(blocks), dim3(kThreads), bytes, stream, overlap}, work);
 }
 

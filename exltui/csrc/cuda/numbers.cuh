@@ -99,7 +99,10 @@ __device__ __forceinline__ void unpack(const uint32_t (&w)[kBits], uint32_t (&a)
   } else {
     static_assert(kBits == kDenseBits, "a known bit width");
 #pragma unroll
-    for (int i = 0; i < 16; ++i) a[i] = w[i];
+    for (int i = 0; i < 4; ++i) {  // out-features 8 i on: four pairs along k
+#pragma unroll
+      for (int j = 0; j < 4; ++j) a[8 * (i / 2) + 4 * (j / 2) + 2 * (j % 2) + i % 2] = w[4 * i + j];
+    }
   }
 }
 

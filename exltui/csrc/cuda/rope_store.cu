@@ -53,7 +53,7 @@ __device__ __forceinline__ void store_row(const float* row, int d, int bits, voi
   }
 }
 
-__global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(const __grid_constant__ RopeStore work) {
+__global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAMETER RopeStore work) {
   __shared__ __align__(16) float rows[kWarps][kMaxHead];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int head = blockIdx.x * kWarps + warp, token = blockIdx.y, heads = work.h + 2 * work.g, d = work.d;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(const __grid
   float* row = rows[warp];
   const __half* source = work.qkv + (static_cast<size_t>(token) * heads + head) * d;
   const bool is_q = head < work.h, is_v = head >= work.h + work.g;
-  const __half* norm = is_q ? work.q_norm : work.k_norm;
+  const float* norm = is_q ? work.q_norm : work.k_norm;
   float squares = 0.0f;
   for (int i = lane; i < d; i += kWarp) {
     const float value = __half2float(source[i]);
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(const __grid
   }
   if (!is_v && norm != nullptr) {
     const float factor = rsqrtf(warp_sum(squares) / static_cast<float>(d) + work.norm_eps);
-    for (int i = lane; i < d; i += kWarp) row[i] *= factor * (__half2float(norm[i]) + work.norm_offset);
+    for (int i = lane; i < d; i += kWarp) row[i] *= factor * (norm[i] + work.norm_offset);
   }
-  __syncwarp();
+  sync_warp();
   if (!is_v && work.cosine != nullptr) {
     const int half = work.d_rot / 2;
     const size_t angle = static_cast<size_t>(work.positions[token]) * half;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(const __grid
       row[left] = x * c - y * s;
       row[right] = y * c + x * s;
     }
-    __syncwarp();
+    sync_warp();
   }
   if (is_q) {
     __half* q = work.q + (static_cast<size_t>(token) * work.h + head) * d;
@@ -102,13 +102,13 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(const __grid
 }
 
 // Rows of one sequence's K or V, in order, as fp16 (prefill attention): one warp a row.
-__global__ void __launch_bounds__(kWarps * kWarp) gather_pages_kernel(const __grid_constant__ GatherPages work) {
+__global__ void __launch_bounds__(kWarps * kWarp) gather_pages_kernel(EXLTUI_PARAMETER GatherPages work) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, d = work.d;
   const int token = blockIdx.x * kWarps + warp, head = blockIdx.y;
   if (token >= work.length) return;
   const size_t slot = static_cast<size_t>(work.page_table[token / kPageTokens]) * kPageTokens + token % kPageTokens;
   const size_t from = slot * work.g + head;
-  __half* y = work.y + (static_cast<size_t>(head) * work.length + token) * d;
+  __half* y = work.y + (static_cast<size_t>(token) * work.g + head) * d;
   if (work.bits == 16) {
     const uint4* source = reinterpret_cast<const uint4*>(reinterpret_cast<const __half*>(work.codes) + from * d);
     for (int i = lane; i < d / 8; i += kWarp) reinterpret_cast<uint4*>(y)[i] = source[i];

@@ -8,7 +8,7 @@ namespace {
 constexpr int kThreads = 256;
 
 // One block a row; a thread takes 8 values at a time.
-__global__ void __launch_bounds__(kThreads) embed_kernel(const __grid_constant__ Embed work) {
+__global__ void __launch_bounds__(kThreads) embed_kernel(EXLTUI_PARAMETER Embed work) {
   let_next_start();
   wait_for_previous();
   const int token = min(max(work.tokens[blockIdx.x], 0), work.v - 1);
@@ -39,39 +39,64 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return sum;
 }
 
-// One block a row; the row stays in the first-level cache between the passes.
-__global__ void __launch_bounds__(kThreads) norm_rows_kernel(const __grid_constant__ NormRows work) {
+// One block a row, which waits in shared memory as f32 until its statistics are known; reads and writes are coalesced in any order.
+__global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER NormRows work) {
+  extern __shared__ __align__(16) float row[];
   __shared__ float scratch[kThreads / kWarp];
   let_next_start();
   wait_for_previous();
   const __half* x = work.x + static_cast<size_t>(blockIdx.x) * work.k;
   __half* y = work.y + static_cast<size_t>(blockIdx.x) * work.k;
   const float count = static_cast<float>(work.k);
-  float mean = 0.0f;
-  if (work.layer) {
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < work.k; i += kThreads) sum += __half2float(x[i]);
-    mean = block_sum(sum, scratch) / count;
-  }
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < work.k; i += kThreads) {
-    const float value = __half2float(x[i]) - mean;
+  const bool whole = work.k % 8 == 0;  // rows of 16-byte pieces
+  const int pieces = whole ? work.k / 8 : 0;
+  float sum = 0.0f, squares = 0.0f;
+  const auto take = [&](int i, float value) {
+    row[i] = value;
+    sum += value;
     squares += value * value;
+  };
+  for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+    const uint4 raw = reinterpret_cast<const uint4*>(x)[piece];
+    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float2 both = __half22float2(as_half2(pairs[p]));
+      take(piece * 8 + 2 * p, both.x), take(piece * 8 + 2 * p + 1, both.y);
+    }
   }
-  const float factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
-  for (int i = threadIdx.x; i < work.k; i += kThreads) {
-    float value = (__half2float(x[i]) - mean) * factor;
-    if (work.weight != nullptr) value *= __half2float(work.weight[i]) + work.offset;
-    if (work.bias != nullptr) value += __half2float(work.bias[i]);
-    y[i] = to_half(value);
+  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) take(i, __half2float(x[i]));
+  float mean = 0.0f, factor = 1.0f;
+  if (work.norm == RowNorm::kRms) factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
+  if (work.norm == RowNorm::kLayer) {
+    mean = block_sum(sum, scratch) / count;
+    squares = 0.0f;
+    for (int i = threadIdx.x; i < work.k; i += kThreads) squares += (row[i] - mean) * (row[i] - mean);
+    factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
   }
+  __syncthreads();
+  const auto give = [&](int i) {
+    const int feature = work.order != nullptr ? work.order[i] : i;
+    float value = (row[feature] - mean) * factor;
+    if (work.weight != nullptr) value *= work.weight[feature] + work.offset;
+    if (work.bias != nullptr) value += work.bias[feature];
+    return to_half(value);
+  };
+  for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) pairs[p] = as_bits(__halves2half2(give(piece * 8 + 2 * p), give(piece * 8 + 2 * p + 1)));
+    reinterpret_cast<uint4*>(y)[piece] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) y[i] = give(i);
 }
 
-__global__ void __launch_bounds__(kThreads) gate_up_kernel(const __grid_constant__ GateUp work) {
-  const long long i = (static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x) * 8;
-  if (i >= work.count) return;
-  const uint4 gates = *reinterpret_cast<const uint4*>(work.gate + i);
-  const uint4 ups = work.up == nullptr ? gates : *reinterpret_cast<const uint4*>(work.up + i);
+__global__ void __launch_bounds__(kThreads) gate_up_kernel(EXLTUI_PARAMETER GateUp work) {
+  const int i = (blockIdx.x * kThreads + threadIdx.x) * 8, row = blockIdx.y;
+  if (i >= work.m) return;
+  const size_t at = static_cast<size_t>(row) * work.stride + i;
+  const uint4 gates = *reinterpret_cast<const uint4*>(work.gate + at);
+  const uint4 ups = work.up == nullptr ? gates : *reinterpret_cast<const uint4*>(work.up + at);
   const uint32_t g[4] = {gates.x, gates.y, gates.z, gates.w}, u[4] = {ups.x, ups.y, ups.z, ups.w};
   uint32_t out[4];
 #pragma unroll
@@ -81,47 +106,41 @@ __global__ void __launch_bounds__(kThreads) gate_up_kernel(const __grid_constant
     if (work.up != nullptr) left *= up.x, right *= up.y;
     out[p] = as_bits(__halves2half2(to_half(left), to_half(right)));
   }
-  *reinterpret_cast<uint4*>(work.y + i) = make_uint4(out[0], out[1], out[2], out[3]);
+  *reinterpret_cast<uint4*>(work.y + static_cast<size_t>(row) * work.m + i) = make_uint4(out[0], out[1], out[2], out[3]);
 }
 
 // One warp a tile of 32 x 32; a lane writes eight neighbouring values of four rows. RN16(RN16-exact code * scale), as the format says.
 template <int kBits, bool kZeros>
 __device__ __forceinline__ void dequantise_tile(const Dequantise& work, int tile_index, int lane) {
   const Panel& panel = work.panel;
-  const int row = lane / 4, pair = lane % 4, column = tile_index / panel.tiles, tile = tile_index % panel.tiles;
+  const int row = lane / 4, pair = lane % 4, column = tile_index / panel.tiles - work.first_column, tile = tile_index % panel.tiles;
   uint32_t w[kBits], a[16];
   load_tile<kBits>(panel.words + static_cast<size_t>(tile_index) * kBits * kWarp, lane, w);
   unpack<kBits>(w, a);
   __half scale[4], zero[4];
-  if constexpr (kBits != kDenseBits) {
-    const __half* s = panel.scales + ((static_cast<size_t>(tile_index) >> panel.group_shift) * 8 + row) * (kZeros ? 8 : 4);
+  const __half* s = panel.scales + ((static_cast<size_t>(tile_index) >> panel.group_shift) * 8 + row) * (kZeros ? 8 : 4);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scale[i] = s[i];
-      zero[i] = kZeros ? s[4 + i] : __float2half_rn(0.0f);
-    }
+  for (int i = 0; i < 4; ++i) {
+    scale[i] = s[i];
+    zero[i] = kZeros ? s[4 + i] : __float2half_rn(0.0f);
   }
-  __half* y = work.y + (static_cast<size_t>(panel.first_unit + column) * 32 + row) * work.k_padded + (panel.first_tile + tile) * 32 + pair * 8;
+  __half* y = work.y + (static_cast<size_t>(column) * 32 + row) * work.k_padded + (panel.first_tile + tile) * 32 + pair * 8;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {  // out-features row + 8 i: pairs 8 (i / 2) + 4 s + 2 half + i % 2
     uint32_t out[4];
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const __half2 codes = as_half2(a[8 * (i / 2) + 4 * (p / 2) + 2 * (p % 2) + i % 2]);
-      if constexpr (kBits == kDenseBits) {
-        out[p] = as_bits(codes);
-      } else {
-        const __half2 centred = kZeros ? __hadd2(codes, __half2half2(zero[i])) : codes;
-        out[p] = as_bits(__hmul2(centred, __half2half2(scale[i])));
-      }
+      out[p] = as_bits(__hmul2(kZeros ? __hadd2(codes, __half2half2(zero[i])) : codes, __half2half2(scale[i])));
     }
     *reinterpret_cast<uint4*>(y + static_cast<size_t>(8 * i) * work.k_padded) = make_uint4(out[0], out[1], out[2], out[3]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_constant__ Dequantise work) {
-  const int tile = (blockIdx.x * kThreads + threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
-  if (tile >= work.panel.tiles * work.panel.columns) return;
+__global__ void __launch_bounds__(kThreads) dequantise_kernel(EXLTUI_PARAMETER Dequantise work) {
+  const int lane = threadIdx.x % kWarp, from = work.first_column * work.panel.tiles;
+  const int tile = from + (blockIdx.x * kThreads + threadIdx.x) / kWarp;
+  if (tile >= from + work.columns * work.panel.tiles) return;
   switch (work.panel.bits) {
     case 2: dequantise_tile<2, false>(work, tile, lane); break;
     case 3: dequantise_tile<3, false>(work, tile, lane); break;
@@ -130,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_const
     case 6: dequantise_tile<6, false>(work, tile, lane); break;
     case 8: dequantise_tile<8, false>(work, tile, lane); break;
     case kGptqBits: dequantise_tile<4, true>(work, tile, lane); break;
-    default: dequantise_tile<kDenseBits, false>(work, tile, lane); break;
+    default: break;  // plain rows are used as they are
   }
 }
 
@@ -140,17 +159,22 @@ cudaError_t embed(const Embed& work, cudaStream_t stream, bool overlap) {
   return start(embed_kernel, Launch{dim3(work.t), dim3(kThreads), 0, stream, overlap}, work);
 }
 
+size_t norm_rows_shared_bytes(int k) { return static_cast<size_t>(k) * sizeof(float); }
+
 cudaError_t norm_rows(const NormRows& work, cudaStream_t stream, bool overlap) {
-  return start(norm_rows_kernel, Launch{dim3(work.t), dim3(kThreads), 0, stream, overlap}, work);
+  const size_t bytes = norm_rows_shared_bytes(work.k);
+  const cudaError_t status = allow_shared(norm_rows_kernel, bytes);
+  if (status != cudaSuccess) return status;
+  return start(norm_rows_kernel, Launch{dim3(work.t), dim3(kThreads), bytes, stream, overlap}, work);
 }
 
 cudaError_t gate_up(const GateUp& work, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>((work.count / 8 + kThreads - 1) / kThreads);
-  return start(gate_up_kernel, Launch{dim3(blocks), dim3(kThreads), 0, stream, false}, work);
+  const dim3 grid((work.m / 8 + kThreads - 1) / kThreads, work.t);
+  return start(gate_up_kernel, Launch{grid, dim3(kThreads), 0, stream, false}, work);
 }
 
 cudaError_t dequantise(const Dequantise& work, cudaStream_t stream) {
-  const int warps = kThreads / kWarp, tiles = work.panel.tiles * work.panel.columns;
+  const int warps = kThreads / kWarp, tiles = work.panel.tiles * work.columns;
   return start(dequantise_kernel, Launch{dim3((tiles + warps - 1) / warps), dim3(kThreads), 0, stream, false}, work);
 }
 

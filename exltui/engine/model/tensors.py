@@ -14,6 +14,7 @@ from exltui.engine.model.weights import exl2
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
+from exltui.engine.ops.cuda_layout import Packed
 from exltui.errors import ModelError
 
 DTYPES = {
@@ -25,7 +26,8 @@ FORMATS: dict[str, tuple[str, ...]] = {  # the tensor by which a format is known
     "weight": ("weight",),
 }
 
-AnyWeight = DenseWeight | Exl2Weight | GptqWeight
+FileWeight = DenseWeight | Exl2Weight | GptqWeight
+AnyWeight = FileWeight | Packed  # as it lies in the file, or in the order of the GPU kernels
 
 
 class Checkpoint:
@@ -95,7 +97,7 @@ class Checkpoint:
         """Whether the linear layer ``name`` is there, in any format."""
         return any(f"{name}.{part}" in self for part in FORMATS)
 
-    def weight(self, name: str, n: int, k: int, *, padded: bool = False) -> AnyWeight:
+    def weight(self, name: str, n: int, k: int, *, padded: bool = False) -> FileWeight:
         """The linear layer ``name``: EXL2, GPTQ or plain, decided by which tensors are there.
 
         With ``padded`` it may have more rows than ``n``, up to a multiple of 32, as EXL2 stores a head. Raises ModelError.
@@ -125,7 +127,7 @@ class Checkpoint:
         return parts
 
 
-def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> AnyWeight:
+def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> FileWeight:
     """The weight that the tensors ``parts`` (by suffix) are. Raises ModelError if they are not what their format says."""
     if "q_weight" in parts:
         return Exl2Weight.read(parts)

@@ -72,6 +72,7 @@ class Batch:
     query_start: Tensor  # [b + 1] tokens of sequence i: query_start[i] .. query_start[i + 1]
     lengths: Tensor  # [b] keys of each sequence, this step's included
     page_table: Tensor  # [b, p] pages of each sequence in order; unused entries are 0
+    spans: tuple[list[int], list[int]] | None = None  # query_start and lengths once more, on the host, where they are known there
 
 
 @dataclass(frozen=True, slots=True)

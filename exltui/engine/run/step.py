@@ -53,4 +53,4 @@ class Step:
         parts = (tokens, positions, slots, starts, lengths, table, rows)
         packet = torch.tensor([number for part in parts for number in part], dtype=torch.int32).to(device)
         ids, at, places, begins, ends, pages_of, wanted = packet.split([len(part) for part in parts])
-        return Step(ids, Batch(at, places, begins, ends, pages_of.view(-1, width)), wanted.long())
+        return Step(ids, Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths)), wanted.long())

@@ -32,4 +32,14 @@ class DenseWeight:
         if device.type == "cpu":
             return self
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
-        return DenseWeight(self.weight.to(device, torch.float16), bias)
+        return DenseWeight(_in_whole_tiles(self.weight, device), bias)
+
+
+def _in_whole_tiles(weight: Tensor, device: torch.device) -> Tensor:
+    """``weight`` in f16 on ``device``, a view of rows and columns in multiples of 32 with zeros behind its own: what the kernels read."""
+    n, k = weight.shape
+    if n % 32 == 0 and k % 32 == 0:
+        return weight.to(device, torch.float16, memory_format=torch.contiguous_format)
+    whole = torch.zeros(-(-n // 32) * 32, -(-k // 32) * 32, dtype=torch.float16, device=device)
+    whole[:n, :k] = weight
+    return whole[:n, :k]

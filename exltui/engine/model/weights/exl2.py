@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
+from exltui.engine.ops.cuda_layout import Packed
 from exltui.errors import ModelError
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -105,14 +106,19 @@ class Exl2Weight:
         """[n, k] f16, bit-exact. The result is a transposed view."""
         return self.stored()[self.q_invperm.long()].t()
 
-    def prepare(self, device: torch.device) -> Exl2Weight:
-        """On ``device``. On the CPU the packed words stay memory-mapped; what is derived from the rest is made now, not in a step."""
+    def prepare(self, device: torch.device) -> Exl2Weight | Packed:
+        """On ``device``: a GPU gets it in the order of its kernels.
+
+        On the CPU the packed words stay memory-mapped; what is derived from the rest is made now, not in a step.
+        """
         if device.type == "cpu":
             _ = self.q_perm, self.group_table, self.scales
             return self
+        from exltui.engine.model.weights.packed import pack_exl2
+
         parts = {name: getattr(self, name).to(device) for name in PARTS}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
-        return replace(self, **parts, bias=bias)
+        return pack_exl2(replace(self, **parts, bias=bias))
 
 
 def _groups(weight: Exl2Weight) -> tuple[Group, ...]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
+from exltui.engine.model.weights.dense import DenseWeight
+from exltui.engine.ops.cuda_layout import Packed
 from exltui.errors import ModelError
 
 
@@ -67,11 +69,17 @@ class GptqWeight:
         centred = unpack_columns(self.qweight, 4, self.shape[1]) - self.zeros[group]
         return (centred.float() * self.scales[group].float()).half().t()
 
-    def prepare(self, device: torch.device) -> GptqWeight:
-        """On ``device``. On the CPU the packed words stay memory-mapped; the zero points are unpacked now, not in a step."""
+    def prepare(self, device: torch.device) -> GptqWeight | Packed | DenseWeight:
+        """On ``device``: a GPU gets it in the order of its kernels.
+
+        On the CPU the packed words stay memory-mapped; the zero points are unpacked now, not in a step.
+        """
         if device.type == "cpu":
             _ = self.zeros
             return self
+        from exltui.engine.model.weights.packed import pack_gptq
+
         parts = {name: getattr(self, name).to(device) for name in ("qweight", "qzeros", "scales", "g_idx")}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
-        return replace(self, **parts, bias=bias)
+        weight = replace(self, **parts, bias=bias)
+        return pack_gptq(weight) or DenseWeight(weight.dense(), bias).prepare(device)

@@ -1,6 +1,6 @@
 """Builds, checks and times every CUDA kernel in one command; needs a GPU and a CUDA compiler.
 
-    python benchmarks/cuda_lab.py [--check] [--time] [--step] [--json FILE]
+    python benchmarks/cuda.py [--check] [--time] [--step] [--json FILE]
 
 Checks compare with float64 on fresh random inputs, poison what is not written, and want two runs bit-equal. Times are medians of
 graph replays; each graph calls the op 20 times or more on weights that rotate over five times the second-level cache, and the last
@@ -14,15 +14,18 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from exltui.engine.ops import cuda, references  # noqa: E402  (the checkout comes first on the path)
+from exltui.engine.model.weights.dense import DenseWeight  # noqa: E402  (the checkout comes first on the path)
+from exltui.engine.ops import build, cuda, references  # noqa: E402
 from exltui.engine.ops.cuda_layout import DENSE_BITS, GPTQ_TAG, Packed, Panel  # noqa: E402
 from exltui.engine.ops.rope import RopeSpec, tables  # noqa: E402
 from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Heads, Norm  # noqa: E402
@@ -32,22 +35,10 @@ failures: list[str] = []
 
 
 def load() -> None:
-    """Build only the CUDA extension, straight through torch's loader: this file must not depend on a CPU build."""
-    from torch.utils import cpp_extension
-
-    csrc = ROOT / "exltui" / "csrc"
-    sources = [csrc / "bind_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     began = time.perf_counter()
-    cpp_extension.load(
-        "exltui_cuda",
-        [str(s) for s in sources],
-        extra_cflags=["-O2"],
-        extra_cuda_cflags=["-O3", "-Xptxas=-v"],
-        is_python_module=False,
-        verbose=False,
-    )
-    print(f"built and loaded in {time.perf_counter() - began:.1f} s")
+    build.load("cuda", lambda done, total: print(f"building: {done} of {total} files, {time.perf_counter() - began:.0f} s", flush=True))
     cuda.enter()
+    print(f"extension ready after {time.perf_counter() - began:.1f} s on {torch.cuda.get_device_name()}, torch {torch.__version__}")
 
 
 # ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,70 +48,25 @@ def random_words(count: int) -> torch.Tensor:
     return torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int32, device=DEVICE)
 
 
-def random_packed(n: int, k: int, widths: list[tuple[int, int]], group: int = 128) -> Packed:
-    """A weight of random valid content in kernel order: ``widths`` lists (tag, stored rows)."""
-    panels, first = [], 0
+def random_weight(n: int, widths: list[tuple[int, int]], group: int = 128, like: Packed | None = None) -> Any:
+    """A weight of random valid content in kernel order: ``widths`` lists (tag, stored rows). ``like``: take its order of x."""
+    panels, first, k = [], 0, sum(rows for _, rows in widths)
+    if widths[0][0] == DENSE_BITS:
+        return DenseWeight((torch.randn(n, k, device=DEVICE) * k**-0.5).half())
     for tag, rows in widths:
-        tiles, columns = rows // 32, n // 32
-        bits = 4 if tag == GPTQ_TAG else tag
-        scales, shift = None, 0
-        if tag == DENSE_BITS:
-            words = (torch.randn(tiles * columns * 1024, device=DEVICE) * k**-0.5).half().view(torch.int32)
-        else:
-            words = random_words(tiles * columns * bits * 32)
-            size = min(group, rows) // 32
-            while tiles % size or size & (size - 1):
-                size -= 1
-            shift = size.bit_length() - 1
-            row = 8 if tag == GPTQ_TAG else 4
-            scales = (torch.rand((columns, tiles >> shift, 8, row), device=DEVICE) + 0.5) * (2.0 / (1 << bits)) * k**-0.5
-            if tag == GPTQ_TAG:
-                scales[..., 4:] = torch.randint(-8, 8, scales[..., 4:].shape, device=DEVICE)
-            scales = scales.half()
-        panels.append(Panel(tag, words, scales, tiles, columns, shift, first))
+        tiles, columns, bits = rows // 32, n // 32, 4 if tag == GPTQ_TAG else tag
+        size = min(group, rows) // 32
+        while tiles % size or size & (size - 1):
+            size -= 1
+        row = 8 if tag == GPTQ_TAG else 4
+        scales = (torch.rand((columns, tiles // size, 8, row), device=DEVICE) + 0.5) * (2.0 / (1 << bits)) * k**-0.5
+        if tag == GPTQ_TAG:
+            scales[..., 4:] = torch.randint(-8, 8, scales[..., 4:].shape, device=DEVICE)
+        words = random_words(tiles * columns * bits * 32)
+        panels.append(Panel(tag, words, scales.half(), tiles, columns, size.bit_length() - 1, first))
         first += tiles
-    order = None
-    if widths[0][0] != DENSE_BITS:
-        order = torch.randperm(k, device=DEVICE).to(torch.int32).to(torch.uint16).view(torch.int16)
-    return Packed(n, k, tuple(panels), order, None)
-
-
-def dense_of(packed: Packed) -> torch.Tensor:
-    """[n, k] f16 in the order of x, through the dequantise kernel (itself checked against the layout's own inverse)."""
-    words, scales, fields = cuda._panel_arguments((packed,))
-    stored = torch.ops.exltui_cuda.dequantise(words, scales, fields)[: packed.n, : packed.k]
-    if packed.order is None:
-        return stored
-    out = torch.empty_like(stored)
-    out[:, packed.order.view(torch.uint16).long()] = stored
-    return out
-
-
-@dataclass(eq=False)
-class Synthetic:
-    """A weight that exists only in kernel order; ``q_weight`` is the key under which ``cuda.pack`` finds it."""
-
-    packed: Packed
-    q_weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    format: str = "exl2"
-
-    @staticmethod
-    def of(packed: Packed) -> Synthetic:
-        weight = Synthetic(packed, torch.empty(0, device=DEVICE))
-        cuda._packed[id(weight.q_weight)] = packed
-        return weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.packed.n, self.packed.k
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes
-
-    def dense(self) -> torch.Tensor:
-        return dense_of(self.packed)
+    order = torch.randperm(k, device=DEVICE).to(torch.int16) if like is None else like.order
+    return Packed(n, k, tuple(panels), order)
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,18 +104,18 @@ def check_linear() -> None:
         k = sum(rows for _, rows in widths)
         worst, equal = 0.0, True
         for n in (32, 96, 1056) if k < 4096 else (6144,):
-            packed = random_packed(n, k, widths)
-            w = dense_of(packed).double()
+            packed = random_weight(n, widths)
+            w = packed.dense().double()
             for t in (1, 2, 5, 7, 8, 9, 16):
                 x = torch.randn(t, k, device=DEVICE).half()
-                norm = Norm((torch.rand(k, device=DEVICE) + 0.5).half(), 1e-5)
+                norm = Norm(torch.rand(k, device=DEVICE) + 0.5, 1e-5)
                 y = cuda._product(x, norm, (packed,))
                 equal &= torch.equal(y, cuda._product(x, norm, (packed,)))
                 worst = max(worst, nmse(y, references.normalise(x.double(), norm, "").double() @ w.T))
                 residual = torch.randn(t, n, device=DEVICE).half()
                 y = cuda._product(x, None, (packed,), residual=residual, scale=0.5)
                 worst = max(worst, nmse(y, residual.double() + 0.5 * (x.double() @ w.T)))
-                y = cuda._product(x, None, (packed,), head=(0.7, 3.0))
+                y = cuda._product(x, None, (packed,), scale=0.7, head=3.0)
                 worst = max(worst, nmse(y, 3 * torch.tanh(0.7 * (x.double() @ w.T) / 3)))
         report(f"linear_small {label}", worst, 1e-6, equal)
     check_fused()
@@ -178,35 +124,30 @@ def check_linear() -> None:
 def check_fused() -> None:
     k = 1024
     x = torch.randn(3, k, device=DEVICE).half()
-    q, kv = random_packed(512, k, [(4, k)]), random_packed(128, k, [(5, 256), (3, 768)])
-    kv = Packed(kv.n, kv.k, kv.panels, q.order, None)
-    y = cuda._product(x, None, (q, kv, kv))
-    reference = torch.cat([x.double() @ dense_of(w).double().T for w in (q, kv, kv)], dim=-1)
-    report("linear_small q, k, v side by side", nmse(y, reference), 1e-6)
-    up = random_packed(512, k, [(4, k)])
-    up = Packed(up.n, up.k, up.panels, q.order, None)
+    q = random_weight(512, [(4, k)])
+    kv = random_weight(128, [(5, 256), (3, 768)], like=q)
+    for rows in (x, x[:1]):
+        y = cuda._product(rows, None, (q, kv, kv))
+        reference = torch.cat([rows.double() @ w.dense().double().T for w in (q, kv, kv)], dim=-1)
+        report(f"linear_small q, k, v side by side, t {len(rows)}", nmse(y, reference), 1e-6)
+    up = random_weight(512, [(4, k)], like=q)
     for activation in ("silu", "gelu_tanh", "gelu"):
         y = cuda._product(x, None, (q, up), activation=activation)
-        g, u = (x.double() @ dense_of(w).double().T for w in (q, up))
+        g, u = (x.double() @ w.dense().double().T for w in (q, up))
         report(f"linear_small gate and up, {activation}", nmse(y, references.activate(g, activation) * u), 1e-6)
 
 
 def check_dequantise() -> None:
-    from exltui.engine.model.weights.exl2 import Exl2Weight
-
-    groups, packed_rows = [], 0
-    for bits, rows in ((8, 32), (6, 64), (5, 64), (4, 128), (4, 64), (3, 64), (2, 96)):
-        groups += [bits, packed_rows]
-        packed_rows += rows * bits // 32
-    n, k = 256, 512
-    weight = Exl2Weight(
-        random_words(packed_rows * n).view(packed_rows, n),
-        torch.randperm(k, device=DEVICE).to(torch.int32),
-        random_words(len(groups) // 2 * n // 8).view(-1, n // 8),
-        (torch.rand(len(groups) // 2, device=DEVICE) * 0.1).half(),
-        torch.tensor(groups, dtype=torch.int16, device=DEVICE),
-    )
-    report("dequantise, bit-exact", float((dense_of(cuda.pack(weight)) != weight.dense()).sum()), 0)
+    for widths in ([(8, 32), (6, 64), (5, 96), (4, 128), (3, 96), (2, 96)], [(GPTQ_TAG, 512)]):
+        weight = random_weight(1056, widths)
+        ((order, slab),) = cuda._slabs((weight,))
+        found = torch.empty_like(slab)
+        found[:, order.long() & 0xFFFF] = slab
+        report(f"dequantise, values that differ, {widths[0][0]}", float((found != weight.dense()).sum()), 0)
+    weights = [random_weight(512, [(4, 1024)]) for _ in range(2)]
+    x = torch.randn(100, 1024, device=DEVICE).half()
+    expected = torch.cat([x.double() @ w.dense().double().T for w in weights], dim=-1)
+    report("dequantise, cuBLAS, two orders", nmse(cuda._wide(x, None, weights), expected), 1e-6)
 
 
 def make_batch(lengths: list[int], queries: list[int], width: int) -> Batch:
@@ -262,9 +203,7 @@ def check_attention() -> None:
         lengths = [1, 15, 17, 255, 256, 257, 1000, 2300]
         layer = make_cache(len(lengths) * 9, g, d, *bits)
         twin = make_cache(len(lengths) * 9, g, d, *bits)
-        heads = Heads(
-            h, g, d, Norm((torch.rand(d, device=DEVICE) + 0.5).half(), 1e-6), Norm((torch.rand(d, device=DEVICE) + 0.5).half(), 1e-6)
-        )
+        heads = Heads(h, g, d, *(Norm(torch.rand(d, device=DEVICE) + 0.5, 1e-6) for _ in range(2)))
         rope = tables(RopeSpec(10000.0, d), 4096, DEVICE)
         whole = make_batch(lengths, lengths, 9)
         qkv = torch.randn(sum(lengths), (h + 2 * g) * d, device=DEVICE).half()
@@ -300,15 +239,13 @@ def _last_rows(whole: Batch, lengths: list[int], rows: list[int]) -> tuple[torch
 
 def check_rows() -> None:
     x = torch.randn(37, 1032, device=DEVICE).half()
-    weight, bias = torch.randn(1032, device=DEVICE).half(), torch.randn(1032, device=DEVICE).half()
+    weight, bias = torch.randn(1032, device=DEVICE), torch.randn(1032, device=DEVICE)
+    order = torch.randperm(1032, device=DEVICE).to(torch.int16)
     for norm in (Norm(weight, 1e-5), Norm(weight, 1e-5, bias, "layer"), Norm(weight, 1e-5, None, "rms", 1.0)):
-        report(
-            f"norm_rows {norm.kind} {norm.offset}",
-            nmse(cuda._norm_rows(x, norm), references.normalise(x.double(), norm, "").double()),
-            1e-6,
-        )
+        expected = references.normalise(x.double(), norm, "").double()[:, order.long()]
+        report(f"norm_rows {norm.kind} {norm.offset}", nmse(cuda._norm_rows(x, norm, order), expected), 1e-6)
     up = torch.randn_like(x)
-    y = torch.ops.exltui_cuda.gate_up(x, up, 1)
+    y = torch.ops.exltui_cuda.gate_up(torch.cat((x, up), dim=1), 1, False)
     report("gate_up", nmse(y, torch.nn.functional.silu(x.double()) * up.double()), 1e-6)
     tokens = torch.randint(0, 37, (5,), device=DEVICE, dtype=torch.int32)
     report("embed", nmse(cuda.embed(tokens, x, 2.0, torch.float16), x[tokens.long()].double() * 2), 1e-7)
@@ -370,13 +307,16 @@ def rotations(nbytes: int) -> int:
     return max(2, -(-5 * torch.cuda.get_device_properties(0).L2_cache_size // max(nbytes, 1)))
 
 
-def time_linear(rows: list[Row], label: str, shapes: list[tuple[int, list[tuple[int, int]]]], tokens: tuple[int, ...], **options) -> None:
+def time_linear(
+    rows: list[Row], label: str, shapes: list[tuple[int, list[tuple[int, int]]]], tokens: tuple[int, ...], **options: Any
+) -> None:
     """``shapes``: (n, widths) of each fused weight."""
     k = sum(r for _, r in shapes[0][1])
 
-    def make() -> tuple[Packed, ...]:
-        weights = [random_packed(n, k, widths) for n, widths in shapes]
-        return tuple(Packed(w.n, w.k, w.panels, weights[0].order, None) for w in weights)
+    def make() -> tuple[Any, ...]:
+        first = random_weight(*shapes[0])
+        like = first if isinstance(first, Packed) else None
+        return (first, *(random_weight(n, widths, like=like) for n, widths in shapes[1:]))
 
     first = make()
     nbytes = sum(w.nbytes for w in first)
@@ -385,11 +325,10 @@ def time_linear(rows: list[Row], label: str, shapes: list[tuple[int, list[tuple[
         x = torch.randn(t, k, device=DEVICE).half()
         extra = dict(options)
         if extra.pop("add", False):
-            extra["residual"] = torch.randn(t, first[0].n, device=DEVICE).half()
-        norm = None if "residual" in extra else Norm(torch.rand(k, device=DEVICE).half(), 1e-5)
-        count = -(-20 // len(copies)) * len(copies)
-        us = time_graph([lambda w=copies[i % len(copies)], x=x, n=norm, e=extra: cuda._product(x, n, w, **e) for i in range(count)])
-        rows.append(Row(label, f"t {t}", us, nbytes))
+            extra["residual"] = torch.randn(t, first[0].shape[0], device=DEVICE).half()
+        norm = None if "residual" in extra else Norm(torch.rand(k, device=DEVICE), 1e-5)
+        calls = [partial(cuda._product, x, norm, w, **extra) for w in copies * -(-20 // len(copies))]
+        rows.append(Row(label, f"t {t}", time_graph(calls), nbytes))
 
 
 def time_attention(rows: list[Row]) -> None:
@@ -413,8 +352,8 @@ def time_attention(rows: list[Row]) -> None:
                 layers.append(layer)
             batch = make_batch([length], [1], width)
             q = torch.randn(1, h, d, device=DEVICE).half()
-            count = -(-20 // len(layers)) * len(layers)
-            us = time_graph([lambda c=layers[i % len(layers)]: cuda.attend(q, c, batch, Attention(d**-0.5)) for i in range(count)])
+            calls = [partial(cuda.attend, q, layer, batch, Attention(d**-0.5)) for layer in layers * -(-20 // len(layers))]
+            us = time_graph(calls)
             rows.append(Row(f"attend {bits[0]}/{bits[1]}", f"context {length}", us, nbytes))
 
 
@@ -430,15 +369,20 @@ def time_small_rows(rows: list[Row]) -> None:
     rows.append(Row("embed", "t 1", time_graph([lambda: cuda.embed(tokens, table, 1.0, torch.float16)] * 20), 16384))
 
 
-def time_prefill(rows: list[Row]) -> None:
+def time_many(rows: list[Row]) -> None:
     """Where dequantise + cuBLAS overtakes two or more passes of linear_small."""
-    copies = [random_packed(28672, 4096, [(4, 4096)]) for _ in range(5)]
-    for t in (8, 16, 24, 32, 64):
+    copies = [random_weight(28672, [(4, 4096)]) for _ in range(5)]
+    for t in (8, 16, 32, 48, 64):
         x = torch.randn(t, 4096, device=DEVICE).half()
-        small = time_graph([lambda w=w, x=x: cuda._product(x, None, (w,)) for w in copies * 4])
-        dense = time_graph([lambda w=w, x=x: cuda._dense_product(x, w) for w in copies * 4])
-        rows.append(Row("gate+up size: linear_small", f"t {t}", small, copies[0].nbytes))
-        rows.append(Row("gate+up size: dequantise, cuBLAS", f"t {t}", dense, copies[0].nbytes))
+        for label, function in (("linear_small", cuda._product), ("dequantise, cuBLAS", cuda._wide)):
+            us = time_graph([partial(function, x, None, (w,)) for w in copies * 4])
+            rows.append(Row(f"gate+up size: {label}", f"t {t}", us, copies[0].nbytes))
+    x = torch.randn(2048, 4096, device=DEVICE).half()
+    ((_, slab),) = cuda._slabs(copies[:1])
+    rows.append(
+        Row("dequantise 28672 x 4096", "4 bits", time_graph([partial(list, cuda._slabs((w,))) for w in copies * 2]), slab.numel() * 2)
+    )
+    rows.append(Row("cuBLAS 28672 x 4096", "t 2048", time_graph([partial(torch.mm, x, slab.t())] * 4), slab.numel() * 2))
 
 
 def time_all() -> list[Row]:
@@ -452,10 +396,10 @@ def time_all() -> list[Row]:
         time_linear(rows, "o 4096 -> 4096, 4", [(4096, [(4, 4096)])], (1, 8), add=True)
         time_linear(rows, "down 14336 -> 4096, 4", [(4096, [(4, 14336)])], (1, 8), add=True)
         time_linear(rows, "gate_up, 5/4 mixed", [(14336, [(5, 1024), (4, 3072)])] * 2, (1, 8), activation="silu")
-        time_linear(rows, "head 4096 -> 128256, 6", [(128256, [(6, 4096)])], (1, 8), head=(1.0, 0.0))
+        time_linear(rows, "head 4096 -> 128256, 6", [(128256, [(6, 4096)])], (1, 8), head=0.0)
         time_attention(rows)
         time_small_rows(rows)
-        time_prefill(rows)
+        time_many(rows)
     return rows
 
 
@@ -484,22 +428,19 @@ class Step:
     def __init__(self, shape: Shape, b: int, length: int, bits: tuple[int, int]) -> None:
         s = self.shape = shape
 
-        def weight(n: int, k: int, width: int = 4) -> Synthetic:
-            return Synthetic.of(random_packed(n, k, [(width, k)]))
+        def weight(n: int, k: int, width: int = 4, like: Packed | None = None) -> Packed:
+            return random_weight(n, [(width, k)], like=like)
 
         def norm() -> Norm:
-            return Norm(torch.ones(s.hidden, device=DEVICE).half(), 1e-5)
+            return Norm(torch.ones(s.hidden, device=DEVICE), 1e-5)
 
         self.layers = []
         width = -(-(length + 1) // PAGE)
         for _ in range(s.layers):
-            q, k, v = weight(s.h * s.d, s.hidden), weight(s.g * s.d, s.hidden), weight(s.g * s.d, s.hidden)
-            gate, up = weight(s.mlp, s.hidden), weight(s.mlp, s.hidden)
-            for group in ((q, k, v), (gate, up)):
-                for other in group[1:]:
-                    packed = Packed(other.packed.n, other.packed.k, other.packed.panels, group[0].packed.order, None)
-                    other.packed = packed
-                    cuda._packed[id(other.q_weight)] = packed
+            q = weight(s.h * s.d, s.hidden)
+            k, v = (weight(s.g * s.d, s.hidden, like=q) for _ in range(2))
+            gate = weight(s.mlp, s.hidden)
+            up = weight(s.mlp, s.hidden, like=gate)
             cache = make_cache(b * width, s.g, s.d, *bits)
             for tensor in (cache.k, cache.v):
                 tensor.normal_() if tensor.dtype == torch.float16 else tensor.random_(0, 256)
@@ -559,7 +500,6 @@ def main() -> int:
     options = parser.parse_args()
     everything = not (options.check or options.time or options.step)
     load()
-    print(torch.cuda.get_device_name(), torch.__version__)
     rows: list[Row] = []
     if options.check or everything:
         check()
