@@ -18,7 +18,7 @@ from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
 from exltui.engine.ops import OpSet, kv_codec
-from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Heads, Norm, Rope
+from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Expert, Heads, Norm, Rope, Routing
 
 ROWS = (1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 257)
 POSITIONS = 600  # of the RoPE tables
@@ -211,6 +211,63 @@ def _rope_store(layout: str, shape: str, store: str, rope: str, norms: str) -> C
     return build
 
 
+def _strange_heads(g: torch.Generator) -> tuple[Any, ...]:
+    """What few families have: a norm over all heads, clipped values, positions in three planes."""
+    where = batch(g, LAYOUTS["chunk"], PAGES)
+    planes = integers(g, 0, POSITIONS, 3, len(where.positions))
+    heads = Heads(4, 2, 32, norm(g, "rms", 128), norm(g, "rms", 64), over_all=True, clip=0.8)
+    rope = dataclasses.replace(rope_tables(g, 32, interleaved=False), sections=(4, 8, 4))
+    store = cache(g, heads, (16, 16), None, PAGES, torch.float32)
+    return normal(g, len(where.positions), 256), rope, dataclasses.replace(where, planes=planes), store, heads
+
+
+def _norms_of_each_head(g: torch.Generator) -> tuple[Any, ...]:
+    where = batch(g, LAYOUTS["chunk"], PAGES)
+    norms = [Norm(normal(g, heads, 32), 1e-5, None, kind) for heads, kind in ((4, "layer"), (2, "rms"))]
+    heads = Heads(4, 2, 32, norms[0], norms[1])
+    rope, store = rope_tables(g, 32, interleaved=True), cache(g, heads, (16, 16), None, PAGES, torch.float32)
+    return normal(g, len(where.positions), 256), rope, where, store, heads
+
+
+def _sinks(layout: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    def build(g: torch.Generator) -> tuple[Any, ...]:
+        q, store, where, _ = _attend(layout, "4x2x32", "fp16", Attention(0.1))(g)
+        return q, store, where, Attention(0.1, 0.0, 100, normal(g, 4) * 3)
+
+    return build
+
+
+def _experts(t: int, kind: str, activation: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    """Four experts, one wider than the others; each token takes two, and nobody takes the third."""
+
+    def build(g: torch.Generator) -> tuple[Any, ...]:
+        widths = (64, 64, 64, 96)
+        every = tuple(Expert((dense(g, n, 64, DTYPES[kind]), dense(g, n, 64, DTYPES[kind])), dense(g, 64, n, DTYPES[kind])) for n in widths)
+        chances = torch.rand(t, 4, generator=g)
+        chances[:, 2] = -1
+        kept = torch.zeros(t, 4).scatter_(1, chances.topk(2, dim=-1).indices, 1.0)
+        return normal(g, t, 64), norm(g, "rms", 64), kept * chances, every, activation, normal(g, t, 64), 0.7
+
+    return build
+
+
+def _mixtures() -> list[Case]:
+    """The rows of mixtures of experts, and what few families have in the others."""
+
+    def route(t: int, routing: Routing) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (normal(g, t, 64), norm(g, "rms", 64), dense(g, 12, 64, torch.float16), routing)
+
+    def add(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (normal(g, t, 66), norm(g, kind, 66), normal(g, t, 66), 0.7)
+
+    corrected = Routing(3, True, torch.linspace(-0.2, 0.2, 12))
+    found = [Case("norm_add", f"t{t}-{kind}", add(t, kind)) for t in (1, 33) for kind in ("rms", "offset", "layer")]
+    found += [Case("route", f"t{t}-{i}", route(t, r)) for t in (1, 33) for i, r in enumerate((Routing(1), Routing(4, False), corrected))]
+    found += [Case("experts", f"t{t}-{a}", _experts(t, "f16", a)) for t in (1, 17) for a in ("silu", "clamped_swiglu")]
+    found += [Case("attend", f"{layout}-sinks", _sinks(layout)) for layout in ("decode", "continued")]
+    return [*found, Case("rope_store", "strange", _strange_heads), Case("rope_store", "each-head", _norms_of_each_head)]
+
+
 def _linears(kind: str, t: int, sizes: tuple[int, int], norms: str = "rms") -> list[Case]:
     """The four rows that multiply, for one kind of weight and ``t`` rows; ``sizes`` are (n, k) of dense weights."""
     n, k = sizes if kind in DTYPES else (96, 0)
@@ -276,4 +333,4 @@ def cases() -> list[Case]:
     for rope in ("interleaved", "none"):
         for norms in ("rms", "offset", "layer"):
             found.append(Case("rope_store", f"chunk-{rope}-{norms}", _rope_store("chunk", "4x2x32", "f32", rope, norms)))
-    return found
+    return found + _mixtures()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from exltui.engine.convert.pack import QuantisedGroup, Width, pack, split_rows
 from exltui.engine.convert.scale_search import search
 from exltui.engine.model.config import Config
 from exltui.engine.model.families import read_spec
-from exltui.engine.model.spec import ArchSpec, LinearSpec
+from exltui.engine.model.spec import ArchSpec, LinearSpec, MoeSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.model.weights.exl2 import WIDTHS
 from exltui.errors import ModelError
@@ -32,13 +33,14 @@ def write_exl2(source: Path, target: Path, bits: float, head_bits: int, progress
     ``bits`` from 2 to 8 is the mean over a layer's codes; between two widths the rows of greater norm get the wider. Raises ModelError.
     """
     config = Config.read(source)
-    spec, checkpoint = read_spec(config), Checkpoint(source)
+    spec = read_spec(config)
+    checkpoint = Checkpoint(source, renames=spec.renames)
     widths, head_widths = widths_for(bits), widths_for(head_bits)
     if target.exists():
         raise ModelError(f"{target}: exists already", "name a new directory")
     tensors: dict[str, Tensor] = {}
     _copy_plain(spec, checkpoint, tensors)
-    groups = spec.linears()
+    groups = [linears for group in spec.linears() if (linears := tuple(linear for linear in group if not linear.plain))]
     for done, linears in enumerate(groups):
         if progress is not None:
             progress(done, len(groups))
@@ -93,25 +95,27 @@ def nearest_codes(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def _plain(checkpoint: Checkpoint, spec: ArchSpec, linear: LinearSpec) -> AnyWeight:
-    name = linear.name
-    if name == spec.head and spec.tied and not checkpoint.has_weight(name):
-        name = spec.embedding  # a quantised file has a head of its own
-    weight = checkpoint.weight(name, linear.n, linear.k)
+    if linear.name == spec.head and spec.tied and not checkpoint.has_weight(linear.name):
+        linear = replace(linear, name=spec.embedding)  # a quantised file has a head of its own
+    weight = checkpoint.weight(linear)
     if weight.format != "dense":
-        raise ModelError(f"{checkpoint.where}: {name} is {weight.format} already", "convert the model from its plain weights")
+        raise ModelError(f"{checkpoint.where}: {linear.name} is {weight.format} already", "convert the model from its plain weights")
     return weight
 
 
 def _copy_plain(spec: ArchSpec, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
-    """What stays f16: the embedding and the norms."""
-    norms = [spec.final_norm]
-    for layer in spec.layers:
-        names = [layer.attention_norm, layer.mlp_norm, *((layer.q_norm, layer.k_norm) if layer.attention.head_norm else ())]
-        norms += [layer.prefix + name for name in names]
-    for name in [spec.embedding, *norms]:
-        for part in (f"{name}.weight", f"{name}.bias"):
-            if part in checkpoint:
-                tensors[part] = checkpoint.tensor(part).half().clone()
+    """What stays f16: embeddings, norms, routers, and other small things."""
+    names = [spec.embedding, spec.positions, spec.final_norm, *(name for layer in spec.layers for name in layer.norms())]
+    vectors = [layer.attention.sinks for layer in spec.layers]
+    vectors += [layer.mlp.correction for layer in spec.layers if isinstance(layer.mlp, MoeSpec)]
+    for name in [*vectors, *(f"{name}.{part}" for name in names for part in ("weight", "bias"))]:
+        if name in checkpoint:
+            tensors[name] = checkpoint.tensor(name).half().clone()
+    for linear in (linear for group in spec.linears() for linear in group if linear.plain):
+        weight = checkpoint.weight(linear)
+        tensors[f"{linear.name}.weight"] = weight.dense().half().clone()
+        if weight.bias is not None:
+            tensors[f"{linear.name}.bias"] = weight.bias.half()
 
 
 def _write(source: Path, target: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

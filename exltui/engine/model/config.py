@@ -11,6 +11,7 @@ from exltui.errors import ModelError
 
 T = TypeVar("T", int, float, bool, str, dict, list)
 MISSING: Any = object()
+CONTEXT = ("max_sequence_length", "max_position_embeddings", "max_seq_len", "n_positions")  # names of the trained context
 
 
 class Config:
@@ -20,6 +21,13 @@ class Config:
         self.values = values
         self.where = where
         self.asked: set[str] = set()  # the top-level names that somebody wanted to know
+        self._defaults: dict[str, Any] = {}
+
+    def under(self, **defaults: Any) -> Config:
+        """The same config with a family's own defaults for what it leaves out."""
+        fresh = Config(self.values, self.where)
+        fresh.asked, fresh._defaults = self.asked, {**self._defaults, **defaults}
+        return fresh
 
     @classmethod
     def read(cls, directory: Path) -> Config:
@@ -49,7 +57,7 @@ class Config:
     def get(self, kind: type[T], *names: str, default: Any = MISSING) -> T:
         """The first of ``names`` that is there and not null, as ``kind``. Raises ModelError on a wrong type, or if nothing is there."""
         self.asked.update(name.partition(".")[0] for name in names)
-        for root in (self.values, self.values.get("text_config")):
+        for root in (self.values, self.values.get("text_config"), self._defaults):
             for name in names:
                 value: Any = root
                 for part in name.split("."):

@@ -7,31 +7,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec
+from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
+from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.ops import OpSet
 from exltui.engine.ops.rope import RopeSpec, tables
-from exltui.engine.ops.types import Attention, Batch, CacheLayer, Heads, Norm, Rope
+from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Expert, Heads, Norm, Rope, Routing
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    gate_up: tuple[AnyWeight, ...]
+    down: AnyWeight
+    activation: Activation
+
+    @property
+    def weights(self) -> tuple[AnyWeight, ...]:
+        return (*self.gate_up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """The last of ``mlps`` is the one that every token takes, if ``shared``; ``gate`` then weighs it, or 1."""
+
+    router: AnyWeight
+    routing: Routing
+    mlps: tuple[Mlp, ...]
+    experts: tuple[Expert, ...]  # the same, as the op table takes them
+    activation: Activation
+    shared: bool
+    gate: AnyWeight | None
+
+    @property
+    def weights(self) -> tuple[AnyWeight, ...]:
+        return tuple(weight for mlp in self.mlps for weight in mlp.weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A LayerSpec with its tensors on the device."""
 
-    attention_norm: Norm
+    attention_norm: Norm | None
     qkv: tuple[AnyWeight, ...]
     heads: Heads
     rope: Rope | None
     attention: Attention
     o: AnyWeight
-    mlp_norm: Norm
-    gate_up: tuple[AnyWeight, ...]
-    down: AnyWeight
+    attention_post_norm: Norm | None
+    mlp_norm: Norm | None
+    mlp: Mlp | Moe
+    mlp_post_norm: Norm | None
     spec: LayerSpec
 
     @property
     def weights(self) -> tuple[AnyWeight, ...]:
-        return (*self.qkv, self.o, *self.gate_up, self.down)
+        return (*self.qkv, self.o, *self.mlp.weights)
 
 
 class Decoder:
@@ -40,17 +70,32 @@ class Decoder:
     def __init__(self, spec: ArchSpec, checkpoint: Checkpoint, ops: OpSet, context: int) -> None:
         self.spec = spec
         self.ops = ops
+        self.dtype = torch.float32 if spec.wide_residual else ops.dtype  # of the residual
         self._ropes: dict[tuple[RopeSpec, int], Rope] = {}
         self._checkpoint = checkpoint
         self._context = context
-        embedding = checkpoint.weight(spec.embedding, spec.vocab, spec.hidden).prepare(ops.device)
+        embedding = self._weight(LinearSpec(spec.embedding, spec.vocab, spec.hidden))
         self.embedding = embedding.dense()
+        self.positions = self._positions(context) if spec.positions else None
         self.layers = [self._layer(layer) for layer in spec.layers]
         self.final_norm = self._norm(spec.final_norm, spec.hidden)
         tied = spec.tied and not checkpoint.has_weight(spec.head)
-        self.head = embedding if tied else checkpoint.weight(spec.head, spec.vocab, spec.hidden, padded=True).prepare(ops.device)
+        self.head = embedding if tied else self._weight(spec.head_linear, padded=True)
+        if spec.normalised_head and isinstance(self.head, DenseWeight):
+            rows = self.head.weight.float()
+            self.head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(self.head.weight.dtype), self.head.bias)
 
-    def _norm(self, name: str, size: int) -> Norm:
+    def _weight(self, linear: LinearSpec, *, padded: bool = False) -> AnyWeight:
+        return self._checkpoint.weight(linear, padded=padded).prepare(self.ops.device)
+
+    def _positions(self, context: int) -> Tensor:
+        """The table of learned positions, which bounds the context."""
+        name, spec = f"{self.spec.positions}.weight", self.spec
+        return self._checkpoint.vector(name, spec.trained_context * spec.hidden).view(-1, spec.hidden)[:context].to(self.ops.device)
+
+    def _norm(self, name: str, size: int) -> Norm | None:
+        if not name:
+            return None
         weight = self._checkpoint.vector(f"{name}.weight", size).to(self.ops.device)
         bias = None
         if self.spec.norm == "layer" and f"{name}.bias" in self._checkpoint:
@@ -58,29 +103,47 @@ class Decoder:
         return Norm(weight, self.spec.eps, bias, self.spec.norm, self.spec.norm_offset)
 
     def _layer(self, spec: LayerSpec) -> Layer:
-        attention, hidden = spec.attention, self.spec.hidden
-
-        def weights(linears: tuple[LinearSpec, ...]) -> tuple[AnyWeight, ...]:
-            return tuple(self._checkpoint.weight(linear.name, linear.n, linear.k).prepare(self.ops.device) for linear in linears)
-
-        def head_norm(name: str, heads: int) -> Norm | None:
-            if not attention.head_norm:
-                return None
-            weight = self._checkpoint.head_vector(f"{spec.prefix}{name}.weight", heads, attention.d)
-            return Norm(weight.to(self.ops.device), self.spec.eps, None, self.spec.norm, self.spec.norm_offset)
-
-        qkv, o, gate_up, down = (weights(linears) for linears in spec.linears(hidden))
+        attention, hidden, device = spec.attention, self.spec.hidden, self.ops.device
+        sinks = self._checkpoint.vector(attention.sinks, attention.h).to(device) if attention.sinks else None
         return Layer(
-            attention_norm=self._norm(spec.prefix + spec.attention_norm, hidden),
-            qkv=qkv,
-            heads=Heads(attention.h, attention.g, attention.d, head_norm(spec.q_norm, attention.h), head_norm(spec.k_norm, attention.g)),
+            attention_norm=self._norm(spec.attention_norm, hidden),
+            qkv=tuple(self._weight(linear) for linear in spec.qkv),
+            heads=self._heads(spec),
             rope=None if attention.rope is None else self._rope(attention.rope),
-            attention=Attention(attention.scale, attention.softcap, attention.window),
-            o=o[0],
-            mlp_norm=self._norm(spec.prefix + spec.mlp_norm, hidden),
-            gate_up=gate_up,
-            down=down[0],
+            attention=Attention(attention.scale, attention.softcap, attention.window, sinks),
+            o=self._weight(spec.o),
+            attention_post_norm=self._norm(spec.attention_post_norm, hidden),
+            mlp_norm=self._norm(spec.mlp_norm, hidden),
+            mlp=self._moe(spec.mlp) if isinstance(spec.mlp, MoeSpec) else self._mlp(spec.mlp),
+            mlp_post_norm=self._norm(spec.mlp_post_norm, hidden),
             spec=spec,
+        )
+
+    def _heads(self, spec: LayerSpec) -> Heads:
+        attention = spec.attention
+        norms = []
+        for name, heads in ((spec.q_norm, attention.h), (spec.k_norm, attention.g)):
+            if attention.head_norm in ("", "all heads"):
+                norms.append(self._norm(name, heads * attention.d))
+                continue
+            weight = self._checkpoint.head_vector(f"{name}.weight", heads, attention.d, each=attention.head_norm == "each head")
+            norms.append(Norm(weight.to(self.ops.device), self.spec.eps, None, self.spec.norm, self.spec.norm_offset))
+        return Heads(attention.h, attention.g, attention.d, norms[0], norms[1], attention.head_norm == "all heads", attention.clip)
+
+    def _mlp(self, spec: MlpSpec) -> Mlp:
+        return Mlp(tuple(self._weight(linear) for linear in spec.gate_up), self._weight(spec.down), spec.activation)
+
+    def _moe(self, spec: MoeSpec) -> Moe:
+        mlps = tuple(self._mlp(expert) for expert in (*spec.experts, *(() if spec.shared is None else (spec.shared,))))
+        correction = self._checkpoint.vector(spec.correction, len(spec.experts)).to(self.ops.device) if spec.correction else None
+        return Moe(
+            self._weight(spec.router),
+            Routing(spec.top, spec.renormalise, correction),
+            mlps,
+            tuple(Expert(mlp.gate_up, mlp.down) for mlp in mlps),
+            spec.activation,
+            spec.shared is not None,
+            None if spec.shared_gate is None else self._weight(spec.shared_gate),
         )
 
     def _rope(self, spec: RopeSpec) -> Rope:
@@ -92,21 +155,41 @@ class Decoder:
 
     @property
     def weights(self) -> list[AnyWeight]:
-        """Every linear weight of the layers, without embedding and head."""
+        """Every linear weight of the layers, without embedding, head and routers."""
         return [weight for layer in self.layers for weight in layer.weights]
 
     def forward(self, tokens: Tensor, batch: Batch, cache: list[CacheLayer], logit_rows: Tensor) -> Tensor:
         """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i64; keys and values of all tokens go to ``cache``."""
         ops, spec = self.ops, self.spec
-        scale = spec.residual_scale
         with torch.inference_mode():
-            x = ops.embed(tokens, self.embedding, spec.embed_scale, ops.dtype)
+            x = ops.embed(tokens, self.embedding, spec.embed_scale, self.dtype)
+            if self.positions is not None:
+                x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)
             for layer, store in zip(self.layers, cache, strict=True):
                 qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
                 q = ops.rope_store(qkv, layer.rope, batch, store, layer.heads)
                 y = ops.attend(q, store, batch, layer.attention)
-                x = ops.linear_add(y, layer.o, x, scale)
-                y = ops.norm_gate_up(x, layer.mlp_norm, layer.gate_up, layer.spec.mlp.activation)
-                x = ops.linear_add(y, layer.down, x, scale)
+                attended = self._add(y, layer.o, layer.attention_post_norm, x)
+                x = self._feed(x if layer.spec.parallel else attended, layer, attended)
             logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
             return logits[:, : spec.vocab]
+
+    def _add(self, y: Tensor, weight: AnyWeight, norm: Norm | None, residual: Tensor) -> Tensor:
+        """``residual`` and what a block gives, normed if the family does that."""
+        ops, scale = self.ops, self.spec.residual_scale
+        if norm is None:
+            return ops.linear_add(y, weight, residual, scale)
+        return ops.norm_add(ops.norm_linear(y, None, (weight,)), norm, residual, scale)
+
+    def _feed(self, x: Tensor, layer: Layer, residual: Tensor) -> Tensor:
+        """``residual`` and what the MLP or the experts make of ``x``."""
+        ops, mlp = self.ops, layer.mlp
+        if isinstance(mlp, Mlp):
+            y = ops.norm_gate_up(x, layer.mlp_norm, mlp.gate_up, mlp.activation)
+            return self._add(y, mlp.down, layer.mlp_post_norm, residual)
+        weights = ops.route(x, layer.mlp_norm, mlp.router, mlp.routing)
+        if mlp.shared:
+            ones = torch.ones(len(weights), 1, dtype=weights.dtype, device=weights.device)
+            share = ones if mlp.gate is None else ops.norm_linear(x, layer.mlp_norm, (mlp.gate,)).float().sigmoid()
+            weights = torch.cat((weights, share), dim=1)
+        return ops.experts(x, layer.mlp_norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale)

@@ -13,10 +13,10 @@ from exltui.engine.model.config import Config
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import read_spec
 from exltui.engine.model.memory import room_for
-from exltui.engine.model.spec import ArchSpec
+from exltui.engine.model.spec import ArchSpec, LinearSpec
 from exltui.engine.model.tensors import Checkpoint
 from exltui.engine.ops import OpSet, bind
-from exltui.engine.ops.rope import RopeScaling
+from exltui.engine.ops.rope import LinearScaling
 from exltui.errors import Cancelled, DeviceError, ModelError
 from exltui.protocol import LoadOptions
 
@@ -53,7 +53,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     config = Config.read(directory)
     spec = _with_overrides(read_spec(config), options)
     device = resolve_device(options.device)
-    checkpoint = Checkpoint(directory, gptq_v2=_gptq_v2(config))
+    checkpoint = Checkpoint(directory, renames=spec.renames, gptq_v2=_gptq_v2(config))
     _require_weights(spec, checkpoint)
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
     ops = bind(device)
@@ -86,8 +86,8 @@ def _gptq_v2(config: Config) -> bool:
 
 def _require_weights(spec: ArchSpec, checkpoint: Checkpoint) -> None:
     """Raise ModelError if a layer has no weight: better now than after reading the ones before it."""
-    names = [spec.embedding, *(linear.name for group in spec.linears() for linear in group)]
-    missing = [name for name in names if not checkpoint.has_weight(name) and not (name == spec.head and spec.tied)]
+    linears = [LinearSpec(spec.embedding, spec.vocab, spec.hidden), *(linear for group in spec.linears() for linear in group)]
+    missing = [linear.name for linear in linears if not checkpoint.has_linear(linear) and not (linear.name == spec.head and spec.tied)]
     if missing:
         more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise ModelError(
@@ -122,7 +122,7 @@ def _with_overrides(spec: ArchSpec, options: LoadOptions) -> ArchSpec:
         rope = layer.attention.rope
         if rope is not None:
             if options.rope_scale is not None:
-                rope = replace(rope, scaling=RopeScaling("linear", options.rope_scale))
+                rope = replace(rope, scaling=LinearScaling(options.rope_scale))
             rope = replace(rope, alpha=options.rope_alpha or 1.0)
         layers.append(replace(layer, attention=replace(layer.attention, rope=rope)))
     return replace(spec, layers=tuple(layers))
@@ -164,5 +164,8 @@ def _format(decoder: Decoder) -> str:
 
 def _parameters(spec: ArchSpec, checkpoint: Checkpoint) -> int:
     linears = [linear for group in spec.linears() for linear in group if not (spec.tied and linear.name == spec.head)]
-    plain = [checkpoint.infos[name].numel for name in checkpoint.used if name.endswith((".bias", "norm.weight"))]
+    names = {name for group in spec.linears() for linear in group for name in (linear.name, linear.part.name if linear.part else "")}
+    matrices = {spec.embedding, spec.head, *names}
+    plain = [checkpoint.infos[name].numel for name in checkpoint.used if name not in matrices and name.rpartition(".")[0] not in matrices]
+    plain += [checkpoint.infos[name].numel for name in checkpoint.used if name.rpartition(".")[0] in matrices and name.endswith(".bias")]
     return spec.vocab * spec.hidden + sum(linear.n * linear.k for linear in linears) + sum(plain)

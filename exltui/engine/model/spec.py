@@ -8,6 +8,39 @@ from typing import Literal
 from exltui.engine.ops.rope import RopeSpec
 from exltui.engine.ops.types import Activation
 
+# Which values of q (and k) share a norm: those of a head, with one weight for all heads or one for each; or those of all heads together.
+HeadNorm = Literal["", "head", "each head", "all heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a linear layer lies within a tensor that holds more: rows ``begin`` .. ``begin + count`` of every run of ``of`` rows.
+
+    With ``experts`` the tensor is a stack of that many, of which ``expert`` is meant. ``transposed``: the file holds [k, n].
+    """
+
+    name: str
+    begin: int
+    count: int
+    of: int
+    expert: int = 0
+    experts: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer: its full name in the file, out-features and in-features.
+
+    ``part`` says where it may lie instead of under its own name; ``plain``: it is too small to be worth quantising.
+    """
+
+    name: str
+    n: int
+    k: int
+    part: Part | None = None
+    plain: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
@@ -18,58 +51,68 @@ class AttentionSpec:
     rope: RopeSpec | None
     softcap: float = 0.0
     window: int = 0  # keys that a token sees; 0: all
-    head_norm: bool = False  # RMSNorm over each head of q and k before RoPE
+    head_norm: HeadNorm = ""  # over q and k, before RoPE
+    clip: float = 0.0  # q, k and v are kept within -clip .. clip; 0: they are not
+    sinks: str = ""  # name of a logit for each query head that takes part in the softmax and has no value
 
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
-    width: int
+    """``gate_up``: (gate, up), or (up,) where there is no gate."""
+
+    gate_up: tuple[LinearSpec, ...]
+    down: LinearSpec
     activation: Activation
-    gated: bool = True
+
+    def linears(self) -> list[tuple[LinearSpec, ...]]:
+        return [self.gate_up, (self.down,)]
 
 
 @dataclass(frozen=True, slots=True)
-class LinearSpec:
-    """A linear layer: its full name in the file, out-features and in-features."""
+class MoeSpec:
+    """Experts of which each token takes the ``top`` likeliest, and perhaps one that every token takes."""
 
-    name: str
-    n: int
-    k: int
+    router: LinearSpec
+    experts: tuple[MlpSpec, ...]
+    top: int
+    renormalise: bool = True  # the weights of the chosen experts sum up to 1
+    correction: str = ""  # name of a bias that counts when experts are chosen, not when they are weighed
+    shared: MlpSpec | None = None
+    shared_gate: LinearSpec | None = None  # its sigmoid weighs the shared expert; without it the weight is 1
+
+    @property
+    def activation(self) -> Activation:
+        return self.experts[0].activation
+
+    def linears(self) -> list[tuple[LinearSpec, ...]]:
+        gate = () if self.shared_gate is None else (self.shared_gate,)
+        every = (*self.experts, *(() if self.shared is None else (self.shared,)))
+        return [(self.router, *gate), *(group for expert in every for group in expert.linears())]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer. Names are completed to ``{prefix}{name}.weight`` and so on."""
+    """One decoder layer. Norms are named in full; ``""`` is a norm that the family does not have."""
 
-    prefix: str
     attention: AttentionSpec
-    mlp: MlpSpec
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
-    q: str = "self_attn.q_proj"
-    k: str = "self_attn.k_proj"
-    v: str = "self_attn.v_proj"
-    o: str = "self_attn.o_proj"
-    gate: str = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
-    q_norm: str = "self_attn.q_norm"
-    k_norm: str = "self_attn.k_norm"
+    qkv: tuple[LinearSpec, LinearSpec, LinearSpec]
+    o: LinearSpec
+    mlp: MlpSpec | MoeSpec
+    attention_norm: str
+    mlp_norm: str
+    attention_post_norm: str = ""  # over what attention adds to the residual
+    mlp_post_norm: str = ""
+    q_norm: str = ""
+    k_norm: str = ""
+    parallel: bool = False  # attention and MLP read the same input
 
-    def linears(self, hidden: int) -> tuple[tuple[LinearSpec, ...], ...]:
-        """(q, k, v), (o,), (gate, up) or (up,), (down,): those that read the same input together."""
-        queries, keys, width = self.attention.h * self.attention.d, self.attention.g * self.attention.d, self.mlp.width
+    def norms(self) -> list[str]:
+        names = (self.attention_norm, self.mlp_norm, self.attention_post_norm, self.mlp_post_norm, self.q_norm, self.k_norm)
+        return list(dict.fromkeys(name for name in names if name))
 
-        def linear(name: str, n: int, k: int) -> LinearSpec:
-            return LinearSpec(self.prefix + name, n, k)
-
-        up = linear(self.up, width, hidden)
-        return (
-            (linear(self.q, queries, hidden), linear(self.k, keys, hidden), linear(self.v, keys, hidden)),
-            (linear(self.o, hidden, queries),),
-            (linear(self.gate, width, hidden), up) if self.mlp.gated else (up,),
-            (linear(self.down, hidden, width),),
-        )
+    def linears(self) -> list[tuple[LinearSpec, ...]]:
+        """(q, k, v), (o,), then those of the MLP: each group reads one input."""
+        return [self.qkv, (self.o,), *self.mlp.linears()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +130,19 @@ class ArchSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     residual_scale: float = 1.0
+    normalised_head: bool = False  # the head's rows have length 1
+    wide_residual: bool = False  # what the layers add up does not fit into f16
     embedding: str = "model.embed_tokens"
+    positions: str = ""  # a table of learned positions
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement): from the file's names to those above
+
+    @property
+    def head_linear(self) -> LinearSpec:
+        return LinearSpec(self.head, self.vocab, self.hidden)
 
     def linears(self) -> list[tuple[LinearSpec, ...]]:
         """Every linear layer, those with the same input together, the head last."""
-        groups = [group for layer in self.layers for group in layer.linears(self.hidden)]
-        return [*groups, (LinearSpec(self.head, self.vocab, self.hidden),)]
+        groups = [group for layer in self.layers for group in layer.linears()]
+        return [*groups, (self.head_linear,)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from exltui.checkpoint import TensorInfo, read_checkpoint
+from exltui.engine.model.spec import LinearSpec, Part
 from exltui.engine.model.weights import exl2
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
 from exltui.engine.ops.cuda_layout import Packed
-from exltui.errors import ModelError
+from exltui.errors import CheckpointError, ModelError
 
 DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I16": torch.int16, "I32": torch.int32,
@@ -33,9 +35,19 @@ AnyWeight = FileWeight | Packed  # as it lies in the file, or in the order of th
 class Checkpoint:
     """All tensors of a model directory. Nothing is read before it is used, and then by the page."""
 
-    def __init__(self, directory: Path, *, gptq_v2: bool = False) -> None:
-        """``gptq_v2``: how GPTQ files in it store zero points. Raises CheckpointError for a file that cannot be believed."""
-        self.infos = read_checkpoint(directory)
+    def __init__(self, directory: Path, *, renames: tuple[tuple[str, str], ...] = (), gptq_v2: bool = False) -> None:
+        """``renames``: patterns and replacements, from the files' names to those of the spec; ``gptq_v2``: how zero points are stored.
+
+        Raises CheckpointError for a file that cannot be believed.
+        """
+        self.infos: dict[str, TensorInfo] = {}
+        for name, info in read_checkpoint(directory).items():
+            known = rename(name, renames)
+            if known in self.infos:
+                raise CheckpointError(
+                    f"{directory.name}: {name} and {self.infos[known].name} are the same tensor", "remove one of the files"
+                )
+            self.infos[known] = info
         self.where = directory.name
         self.gptq_v2 = gptq_v2
         self.used: set[str] = set()
@@ -53,7 +65,7 @@ class Checkpoint:
         if info.dtype not in DTYPES:
             raise ModelError(f"{self.where}: {name} has the dtype {info.dtype}, which exltui cannot run", f"it runs {', '.join(DTYPES)}")
         tensor = self._view(info)
-        if self.on_use is not None:
+        if self.on_use is not None and name not in self.used:
             self.on_use(tensor)
         self.used.add(name)
         return tensor
@@ -84,11 +96,17 @@ class Checkpoint:
             )
         return values.reshape(-1).float()
 
-    def head_vector(self, name: str, heads: int, size: int) -> Tensor:
-        """The norm of each head -> [size] f32. EXL2 files repeat it for each of ``heads`` heads; other rows than equal are refused."""
-        if name in self and self.infos[name].shape != (heads, size):
+    def head_vector(self, name: str, heads: int, size: int, *, each: bool) -> Tensor:
+        """The norm over each head: [size] f32, or [heads, size] if ``each`` head has its own.
+
+        EXL2 files repeat one norm for each of ``heads`` heads; other rows than equal are then refused.
+        """
+        repeated = name in self and self.infos[name].shape == (heads, size)
+        if not repeated and not each:
             return self.vector(name, size)
         rows = self.vector(name, heads * size).view(heads, size)
+        if each:
+            return rows
         if not bool((rows == rows[0]).all()):
             raise ModelError(f"{self.where}: {name} differs from head to head", "config.json and the weights do not belong together")
         return rows[0].clone()
@@ -97,14 +115,22 @@ class Checkpoint:
         """Whether the linear layer ``name`` is there, in any format."""
         return any(f"{name}.{part}" in self for part in FORMATS)
 
-    def weight(self, name: str, n: int, k: int, *, padded: bool = False) -> FileWeight:
-        """The linear layer ``name``: EXL2, GPTQ or plain, decided by which tensors are there.
+    def has_linear(self, linear: LinearSpec) -> bool:
+        """Whether ``linear`` is there, under its own name or as a part of another tensor."""
+        return self.has_weight(linear.name) or (linear.part is not None and (self.has_weight(linear.part.name) or linear.part.name in self))
+
+    def weight(self, linear: LinearSpec, *, padded: bool = False) -> FileWeight:
+        """The linear layer: EXL2, GPTQ or plain, decided by which tensors are there.
 
         With ``padded`` it may have more rows than ``n``, up to a multiple of 32, as EXL2 stores a head. Raises ModelError.
         """
-        parts = self._parts(name)
+        name, n, k, part = linear.name, linear.n, linear.k, linear.part
+        quantised = any(f"{name}.{first}" in self for first in ("q_weight", "qweight"))
         try:
-            weight = read_weight(parts, gptq_v2=self.gptq_v2)
+            if part is not None and not quantised and (self.has_weight(part.name) or part.name in self):
+                weight = self._part(part)
+            else:
+                weight = read_weight(self._parts(name), gptq_v2=self.gptq_v2)
         except ModelError as error:
             raise ModelError(f"{self.where}: {name}: {error}", error.hint) from error
         fits = weight.shape == (n, k) or (padded and weight.shape == (-(-n // 32) * 32, k))
@@ -115,6 +141,19 @@ class Checkpoint:
                 "config.json and the weights do not belong together",
             )
         return weight
+
+    def _part(self, part: Part) -> FileWeight:
+        """The rows of another tensor that ``part`` names."""
+        if f"{part.name}.qweight" in self:
+            whole = read_weight(self._parts(part.name), gptq_v2=self.gptq_v2)
+            assert isinstance(whole, GptqWeight)
+            return whole.take(take_rows(torch.arange(whole.shape[0]), part))
+        name = f"{part.name}.weight" if f"{part.name}.weight" in self else part.name
+        bias = next((self.tensor(b) for b in (f"{part.name}.bias", f"{part.name}_bias") if b in self), None)
+        weight = take_rows(_of_expert(self.tensor(name), part, 2), part)
+        return read_weight(
+            {"weight": weight} if bias is None else {"weight": weight, "bias": take_rows(_of_expert(bias, part, 1), part).float()}
+        )
 
     def _parts(self, name: str) -> dict[str, Tensor]:
         """The tensors of the layer ``name`` by their suffix: those that its format needs, and those that it may have."""
@@ -137,3 +176,34 @@ def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> FileWeigh
     if plain.dim() != 2 or not plain.dtype.is_floating_point:
         raise ModelError(f"the weight is {plain.dtype} of shape {tuple(plain.shape)}, not a matrix", "it cannot be run")
     return DenseWeight(plain, parts.get("bias"))
+
+
+def rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    """``name`` after all of ``renames``, one after the other."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _of_expert(tensor: Tensor, part: Part, dimensions: int) -> Tensor:
+    """The matrix (or bias, 1 dimension) of one expert in a stack of them, as [n, ..]. Raises ModelError if there is no such stack."""
+    if part.experts > 1:
+        if tensor.numel() % part.experts or tensor.dim() not in (dimensions, dimensions + 1):
+            raise ModelError(
+                f"{part.name} of shape {tuple(tensor.shape)} is no stack of {part.experts} experts", "download the model again"
+            )
+        rows = (part.experts, -1) if dimensions == 1 else (part.experts, -1, tensor.shape[-1])
+        tensor = tensor.reshape(rows)[part.expert]
+    if tensor.dim() != dimensions:
+        raise ModelError(f"{part.name} has the shape {tuple(tensor.shape)}", "download the model again")
+    return tensor.t() if part.transposed and dimensions == 2 else tensor
+
+
+def take_rows(tensor: Tensor, part: Part) -> Tensor:
+    """Rows ``begin`` .. ``begin + count`` of every run of ``of`` rows of ``tensor`` [n, ..]. A view where they lie together."""
+    if tensor.shape[0] % part.of or part.begin + part.count > part.of:
+        raise ModelError(
+            f"{part.name} has {tensor.shape[0]} rows, not runs of {part.of}", "config.json and the weights do not belong together"
+        )
+    runs = tensor.unflatten(0, (-1, part.of))[:, part.begin : part.begin + part.count]
+    return runs.flatten(0, 1).contiguous()

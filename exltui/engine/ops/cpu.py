@@ -2,7 +2,7 @@
 
 Products of a few rows (decoding) read each weight once, packed as it lies in the file; products of many rows (a prompt) unpack a panel of
 the weight at a time. Attention reads quantised pages as they are. What the kernels do not cover (activations that are not f32, head
-norms that are not RMSNorm) runs in the references.
+norms that are not RMSNorm, attention sinks, clipping, M-RoPE) runs in the references.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exltui.engine.ops import references
 from exltui.engine.ops.references import expect
 from exltui.engine.ops.sample import BROKEN, SampleParams, broken, packed
 from exltui.engine.ops.table import register_native
-from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
+from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Expert, Heads, Norm, Rope, Weight
 from exltui.errors import BuildError
 
 ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
@@ -30,7 +30,7 @@ _native: Any = torch.ops.exltui_cpu  # its operators are looked up at their firs
 
 def enter() -> None:
     """Enter the rows of the extension, which is loaded, in the table."""
-    for function in (norm_linear, linear_add, norm_gate_up, norm_head, rope_store, attend, sample):
+    for function in (norm_linear, linear_add, norm_gate_up, experts, norm_head, rope_store, attend, sample):
         register_native("cpu", function.__name__, function)
 
 
@@ -82,12 +82,26 @@ def linear_add(x: Tensor, weight: Weight, residual: Tensor, scale: float = 1.0) 
 
 
 def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], activation: Activation) -> Tensor:
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32 or activation not in ACTIVATIONS:
         return references.norm_gate_up(x, norm, weights, activation)
     for weight in weights:
         expect("norm_gate_up", "k of x", x.shape[-1], weight.shape[1])
     expect("norm_gate_up", "n of gate", weights[0].shape[0], weights[-1].shape[0])
     return _native.norm_gate_up(x, *_norm(norm), *_weights(weights), ACTIVATIONS[activation])
+
+
+def experts(
+    x: Tensor, norm: Norm | None, weights: Tensor, experts: tuple[Expert, ...], activation: Activation, residual: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Each expert's rows through the kernels of the rows above; the sum is in the order of the experts."""
+    expect("experts", "e of weights", weights.shape[1], len(experts))
+    expect("experts", "t of weights", weights.shape[0], x.shape[0])
+    y = residual.float().clone()
+    for index, rows in [(i, weights[:, i].nonzero().flatten()) for i in range(len(experts))]:
+        if len(rows):
+            inner = norm_gate_up(x[rows], norm, experts[index].gate_up, activation)
+            y[rows] += norm_linear(inner, None, (experts[index].down,)) * (weights[rows, index].unsqueeze(1) * scale)
+    return y.to(residual.dtype)
 
 
 def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, softcap: float = 0.0) -> Tensor:
@@ -100,7 +114,10 @@ def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, 
 
 def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, heads: Heads) -> Tensor:
     q_norm, k_norm = heads.q_norm, heads.k_norm
-    if qkv.dtype != torch.float32 or any(norm is not None and (norm.kind != "rms" or norm.bias is not None) for norm in (q_norm, k_norm)):
+    covered = (
+        qkv.dtype == torch.float32 and not heads.over_all and not heads.clip and not (batch.planes is not None and rope and rope.sections)
+    )
+    if not covered or not all(_plain_rms(norm) for norm in (q_norm, k_norm)):
         return references.rope_store(qkv, rope, batch, layer, heads)
     expect("rope_store", "(h+2g)*d of qkv", qkv.shape[-1], (heads.h + 2 * heads.g) * heads.d)
     expect("rope_store", "t of slots", batch.slots.shape[0], qkv.shape[0])
@@ -111,12 +128,17 @@ def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, 
     )  # fmt: skip
 
 
+def _plain_rms(norm: Norm | None) -> bool:
+    """Whether a norm over a head is what the kernel computes: RMSNorm with one weight for all heads."""
+    return norm is None or (norm.kind == "rms" and norm.bias is None and norm.weight.dim() == 1)
+
+
 def _head_norm(norm: Norm | None) -> tuple[Tensor | None, float, float]:
     return (None, 0.0, 0.0) if norm is None else (norm.weight, norm.eps, norm.offset)
 
 
 def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
-    if q.dtype != torch.float32:
+    if q.dtype != torch.float32 or attention.sinks is not None:
         return references.attend(q, layer, batch, attention)
     expect("attend", "d of q", q.shape[-1], layer.k.shape[-1] * (1 if layer.k_scale is None else 8 // layer.k_bits))
     expect("attend", "t of positions", batch.positions.shape[0], q.shape[0])

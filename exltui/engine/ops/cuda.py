@@ -220,7 +220,7 @@ def linear_add(x: Tensor, weight: Any, residual: Tensor, scale: float = 1.0) -> 
 def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], activation: Activation) -> Tensor:
     _check("norm_gate_up", x, norm, weights)
     expect("norm_gate_up", "n of gate", weights[0].shape[0], weights[-1].shape[0])
-    if not _takes(x):
+    if not _takes(x) or activation not in ACTIVATIONS:
         return references.norm_gate_up(x, norm, weights, activation)
     if x.shape[0] <= SMALL_ROWS and _one_launch(weights):
         return _product(x, norm, weights, activation=activation)
@@ -246,7 +246,8 @@ def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, 
     plain = all(norm.kind == "rms" and norm.bias is None and norm.weight.dim() == 1 for norm in norms)
     same = len({(norm.eps, norm.offset) for norm in norms}) <= 1
     halves = qkv.dtype == torch.float16 and all(store.dtype != torch.float32 for store in (layer.k, layer.v))
-    if not (plain and same and halves and heads.d <= 256):
+    strange = heads.over_all or heads.clip > 0 or (batch.planes is not None and rope is not None and bool(rope.sections))
+    if strange or not (plain and same and halves and heads.d <= 256):
         return references.rope_store(qkv, rope, batch, layer, heads)
     return _native.rope_store(
         qkv.contiguous(),
@@ -276,7 +277,7 @@ def decodes(d: int, bits: tuple[int, int]) -> bool:
 def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
     expect("attend", "d of q", q.shape[-1], layer.k.shape[-1] * (1 if layer.k_scale is None else 8 // layer.k_bits))
     expect("attend", "t of positions", batch.positions.shape[0], q.shape[0])
-    if q.dtype != torch.float16 or layer.k.dtype == torch.float32 or q.shape[2] % 8:
+    if q.dtype != torch.float16 or layer.k.dtype == torch.float32 or q.shape[2] % 8 or attention.sinks is not None:
         return references.attend(q, layer, batch, attention)
     if decodes(q.shape[2], (layer.k_bits, layer.v_bits)) and q.shape[0] <= DECODE_ROWS * batch.lengths.shape[0]:
         return _native.attend_decode(

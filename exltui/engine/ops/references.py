@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from exltui.engine.ops import kv_codec
 from exltui.engine.ops.table import row
-from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
+from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Expert, Heads, Norm, Rope, Routing, Weight
 from exltui.errors import ShapeError
 
 
@@ -60,16 +60,32 @@ def multiply(x: Tensor, weight: Weight, op: str) -> Tensor:
     return functional.linear(x.float(), weight.dense().float(), bias)
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
+def act(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "clamped_swiglu":
+        x = x.clamp_max(7.0)
+        return x * torch.sigmoid(1.702 * x)
     if activation == "silu":
         return functional.silu(x)
     return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def rotate(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
-    """``x`` [t, heads, d] f32 with RoPE at ``positions`` [t]; dimensions past the rotated part pass through."""
+def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """``act(gate) * up``, all f32."""
+    return act(gate, activation) * (up.clamp(-7.0, 7.0) + 1.0 if activation == "clamped_swiglu" else up)
+
+
+def turns_at(table: Tensor, rope: Rope, batch: Batch) -> Tensor:
+    """The rows of ``table`` for each token -> [t, 1, d_rot/2]. With M-RoPE, each section of pairs takes its own plane's row."""
+    if batch.planes is None or not rope.sections:
+        return table[batch.positions.long()].unsqueeze(1)
+    rows = [table[plane.long()].split(rope.sections, dim=-1)[i] for i, plane in enumerate(batch.planes)]
+    return torch.cat(rows, dim=-1).unsqueeze(1)
+
+
+def rotate(x: Tensor, rope: Rope, batch: Batch) -> Tensor:
+    """``x`` [t, heads, d] f32 with RoPE at the batch's positions; dimensions past the rotated part pass through."""
     half = rope.cos.shape[1]
-    cos, sin = (table[positions.long()].unsqueeze(1) for table in (rope.cos, rope.sin))
+    cos, sin = (turns_at(table, rope, batch) for table in (rope.cos, rope.sin))
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
     if rope.interleaved:
         left, right = turned[..., 0::2], turned[..., 1::2]
@@ -146,9 +162,54 @@ def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], acti
     y = normalise(x, norm, "norm_gate_up")
     up = multiply(y, weights[-1], "norm_gate_up")
     if len(weights) == 1:
-        return activate(up, activation).to(x.dtype)
+        return act(up, activation).to(x.dtype)
     expect("norm_gate_up", "n of gate", weights[0].shape[0], weights[1].shape[0])
-    return (activate(multiply(y, weights[0], "norm_gate_up"), activation) * up).to(x.dtype)
+    return gated(multiply(y, weights[0], "norm_gate_up"), up, activation).to(x.dtype)
+
+
+@row(
+    "x[t,n], norm, residual[t,n], scale -> y[t,n]",
+    nmse=1e-6,
+    moves=lambda x, norm, residual, scale=1.0: nbytes(x, residual, residual),
+)
+def norm_add(x: Tensor, norm: Norm, residual: Tensor, scale: float = 1.0) -> Tensor:
+    """``residual + scale * norm(x)``: what a layer adds, in families that norm it first."""
+    expect("norm_add", "t of residual", residual.shape[0], x.shape[0])
+    return (residual.float() + normalise(x, norm, "norm_add") * scale).to(residual.dtype)
+
+
+@row(
+    "x[t,k], norm, router: Weight[e,k], routing -> weights[t,e] f32",
+    nmse=1e-6,
+    moves=lambda x, norm, router, routing: nbytes(x, router) + x.shape[0] * router.shape[0] * 4,
+)
+def route(x: Tensor, norm: Norm | None, router: Weight, routing: Routing) -> Tensor:
+    """How much each expert counts for each token; 0 for those that were not chosen."""
+    likely = multiply(normalise(x, norm, "route"), router, "route").softmax(-1)
+    chosen = likely if routing.correction is None else likely + routing.correction
+    kept = torch.zeros_like(likely, dtype=torch.bool).scatter_(1, chosen.topk(routing.top, dim=-1).indices, True)
+    weights = likely * kept
+    return weights / weights.sum(-1, keepdim=True) if routing.renormalise else weights
+
+
+@row(
+    "x[t,k], norm, weights[t,e] f32, experts: (Expert, ..), activation, residual[t,k], scale -> y[t,k]",
+    nmse=1e-6,
+    moves=lambda x, norm, weights, experts, activation, residual, scale=1.0: nbytes(x, weights, experts, residual, residual),
+)
+def experts(
+    x: Tensor, norm: Norm | None, weights: Tensor, experts: tuple[Expert, ...], activation: Activation, residual: Tensor, scale: float = 1.0
+) -> Tensor:
+    """``residual + scale * sum_e weights[:, e] * expert_e(norm(x))``, over the experts with a weight that is not 0."""
+    expect("experts", "e of weights", weights.shape[1], len(experts))
+    expect("experts", "t of weights", weights.shape[0], x.shape[0])
+    y, total = normalise(x, norm, "experts"), torch.zeros(residual.shape, dtype=torch.float32, device=x.device)
+    for index, expert in enumerate(experts):
+        rows = weights[:, index].nonzero().flatten()
+        if len(rows):
+            inner = norm_gate_up(y[rows], None, expert.gate_up, activation)
+            total[rows] += multiply(inner, expert.down, "experts") * weights[rows, index].unsqueeze(1)
+    return (residual.float() + total * scale).to(residual.dtype)
 
 
 @row(
@@ -168,14 +229,18 @@ def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, 
     moves=lambda qkv, rope, batch, layer, heads: 2 * nbytes(qkv),
 )
 def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, heads: Heads) -> Tensor:
-    """Norm each head of q and k, rotate them to their positions, store k and v in the cache, return q."""
+    """Clip, norm q and k, rotate them to their positions, store k and v in the cache, return q."""
     h, g, d = heads.h, heads.g, heads.d
     expect("rope_store", "(h+2g)*d of qkv", qkv.shape[-1], (h + 2 * g) * d)
     expect("rope_store", "t of slots", batch.slots.shape[0], qkv.shape[0])
-    q, k, v = qkv.float().view(-1, h + 2 * g, d).split((h, g, g), dim=1)
-    q, k = normalise(q, heads.q_norm, "rope_store"), normalise(k, heads.k_norm, "rope_store")
+    values = qkv.float().clamp(-heads.clip, heads.clip) if heads.clip > 0 else qkv.float()
+    q, k, v = (part.unflatten(-1, (-1, d)) for part in values.split((h * d, g * d, g * d), dim=1))
+    if heads.over_all:
+        q, k = (normalise(x.flatten(1), norm, "rope_store").view_as(x) for x, norm in ((q, heads.q_norm), (k, heads.k_norm)))
+    else:
+        q, k = normalise(q, heads.q_norm, "rope_store"), normalise(k, heads.k_norm, "rope_store")
     if rope is not None:
-        q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
+        q, k = rotate(q, rope, batch), rotate(k, rope, batch)
     write_cache(layer, k, v, batch.slots)
     return q.to(qkv.dtype)
 
@@ -207,5 +272,8 @@ def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> 
         if attention.window > 0:
             hidden |= distance >= attention.window
         scores = scores.masked_fill(hidden, float("-inf"))
-        out[here] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+        if attention.sinks is not None:
+            sinks = attention.sinks.float().view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+            scores = torch.cat((scores, sinks), dim=-1)
+        out[here] = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :length], v)
     return out.flatten(1).to(q.dtype)

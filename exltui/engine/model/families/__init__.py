@@ -5,15 +5,65 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from exltui.engine.model.config import Config
-from exltui.engine.model.families.llama import read_llama, read_mistral, read_qwen2, read_qwen3
+from exltui.engine.model.families.cohere import read_cohere, read_cohere2
+from exltui.engine.model.families.gemma import read_gemma, read_gemma2, read_gemma3
+from exltui.engine.model.families.glm import read_ernie, read_glm, read_glm4
+from exltui.engine.model.families.gpt import read_bigcode, read_gpt2, read_starcoder2
+from exltui.engine.model.families.llama import (
+    read_granite,
+    read_index,
+    read_llama,
+    read_minicpm,
+    read_mistral,
+    read_orion,
+    read_qwen2,
+    read_qwen3,
+    read_smollm3,
+    read_yi,
+)  # fmt: skip
+from exltui.engine.model.families.moe import read_ernie_moe, read_mixtral, read_qwen2_moe, read_qwen3_moe
+from exltui.engine.model.families.olmo import read_olmo2, read_olmo3
+from exltui.engine.model.families.phi import read_phi3
+from exltui.engine.model.families.stacked import read_dbrx, read_gpt_oss
+from exltui.engine.model.families.variants import read_decilm, read_internlm2
 from exltui.engine.model.spec import ArchSpec
 from exltui.errors import ModelError
 
 FAMILIES: dict[str, Callable[[Config], ArchSpec]] = {
     "LlamaForCausalLM": read_llama,
     "MistralForCausalLM": read_mistral,
+    "MixtralForCausalLM": read_mixtral,
     "Qwen2ForCausalLM": read_qwen2,
+    "Qwen2MoeForCausalLM": read_qwen2_moe,
     "Qwen3ForCausalLM": read_qwen3,
+    "Qwen3MoeForCausalLM": read_qwen3_moe,
+    "GemmaForCausalLM": read_gemma,
+    "Gemma2ForCausalLM": read_gemma2,
+    "Gemma3ForCausalLM": read_gemma3,
+    "Gemma3ForConditionalGeneration": read_gemma3,
+    "Phi3ForCausalLM": read_phi3,
+    "Starcoder2ForCausalLM": read_starcoder2,
+    "GPTBigCodeForCausalLM": read_bigcode,
+    "GPT2LMHeadModel": read_gpt2,
+    "CohereForCausalLM": read_cohere,
+    "Cohere2ForCausalLM": read_cohere2,
+    "DbrxForCausalLM": read_dbrx,
+    "GraniteForCausalLM": read_granite,
+    "GlmForCausalLM": read_glm,
+    "Glm4ForCausalLM": read_glm4,
+    "DeciLMForCausalLM": read_decilm,
+    "YiForCausalLM": read_yi,
+    "OrionForCausalLM": read_orion,
+    "IndexForCausalLM": read_index,
+    "MiniCPMForCausalLM": read_minicpm,
+    "InternLM2ForCausalLM": read_internlm2,
+    "SmolLM3ForCausalLM": read_smollm3,
+    "Olmo2ForCausalLM": read_olmo2,
+    "Olmo3ForCausalLM": read_olmo3,
+    "Ernie4_5ForCausalLM": read_ernie,
+    "Ernie4_5_MoeForCausalLM": read_ernie_moe,
+    "SeedOssForCausalLM": read_llama,
+    "GptOssForCausalLM": read_gpt_oss,
 }
 
 

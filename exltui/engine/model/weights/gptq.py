@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
+from exltui.engine.model.weights.bits import pack_nibbles, unpack_columns, unpack_nibbles
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.ops.cuda_layout import Packed
 from exltui.errors import ModelError
@@ -68,6 +68,14 @@ class GptqWeight:
         group = self.g_idx.long()
         centred = unpack_columns(self.qweight, 4, self.shape[1]) - self.zeros[group]
         return (centred.float() * self.scales[group].float()).half().t()
+
+    def take(self, columns: Tensor) -> GptqWeight:
+        """The weight of some out-features: ``columns`` [m] i64, m a multiple of 8."""
+        zeros = pack_nibbles(unpack_nibbles(self.qzeros)[:, columns])
+        bias = None if self.bias is None else self.bias[columns]
+        return replace(
+            self, qweight=self.qweight[:, columns].contiguous(), qzeros=zeros, scales=self.scales[:, columns].contiguous(), bias=bias
+        )
 
     def prepare(self, device: torch.device) -> GptqWeight | Packed | DenseWeight:
         """On ``device``: a GPU gets it in the order of its kernels.
