@@ -26,6 +26,7 @@ class LoadOptions:
     threads: int | None = None  # CPU threads; None: physical cores
     rope_scale: float | None = None  # linear position scale
     rope_alpha: float | None = None  # NTK alpha
+    rope_yarn: float | None = None  # YaRN factor, from the trained context on
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class Loaded:
     weight_bytes: int
     cache_bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()  # what the user should know, a sentence each
 
 
 @dataclass(frozen=True, slots=True)

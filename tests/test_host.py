@@ -84,7 +84,7 @@ def toy_session() -> SimpleNamespace:
     generator = toy_generator(40, context=2000, chunk=64)
     model = generator.runner.model
     model.name, model.format, model.bits_per_weight, model.parameters = "toy", "f32", 32.0, 1
-    model.spec.architecture, model.spec.trained_context = "Toy", 2000
+    model.spec.architecture, model.spec.trained_context, model.notes = "Toy", 2000, ()
     return SimpleNamespace(runner=generator.runner, generator=generator, close=lambda: None, problem="")
 
 

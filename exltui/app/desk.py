@@ -161,6 +161,8 @@ class ModelDesk:
         """Take an event of the engine; those that are not about models only redraw a running download."""
         if isinstance(event, protocol.Loaded):
             self._app.remember("last_model", event.model_dir)
+            for note in event.notes:
+                self._app.tell(note)
             self._loaded()
         elif isinstance(event, protocol.LoadFailed):
             if self._screen is None:

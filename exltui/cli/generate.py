@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     session = _load(directory, options)
     if session.problem:
         print(f"exltui: this will be slow: {session.problem}", file=sys.stderr)
+    for note in session.runner.model.notes:
+        print(f"exltui: {note}", file=sys.stderr)
     pieces: list[str] = []
     write = pieces.append if options.json else _write
     for event in _events(session.generator, job):

@@ -71,6 +71,7 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     add("--threads", int, "N", "CPU threads (default: one for each core)")
     add("--rope-scale", float, "X", "stretch positions by this factor")
     add("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one")
+    add("--rope-yarn", float, "X", "YaRN: stretch the trained context by this factor")
 
 
 def _default(parser: argparse.ArgumentParser) -> Any:

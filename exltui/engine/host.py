@@ -177,6 +177,7 @@ class Host:
             model.nbytes,
             session.runner.cache.nbytes,
             time.perf_counter() - started,
+            model.notes,
         )
         self._emit(loaded)
         if session.problem:  # that a compiler is there says little about what it makes of the kernels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +13,10 @@ from exltui.engine.model.config import Config
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import read_spec
 from exltui.engine.model.memory import room_for
+from exltui.engine.model.positions import check_context, with_overrides
 from exltui.engine.model.spec import ArchSpec, LinearSpec
 from exltui.engine.model.tensors import Checkpoint
 from exltui.engine.ops import OpSet, bind
-from exltui.engine.ops.rope import LinearScaling
 from exltui.errors import Cancelled, DeviceError, ModelError
 from exltui.protocol import LoadOptions
 
@@ -38,6 +38,7 @@ class Model:
     parameters: int  # those of the published model: padding and a copied head do not count
     nbytes: int  # of all weights, embedding and head included
     bits_per_weight: float  # of the layers' linear weights
+    notes: tuple[str, ...] = ()  # what the user should know, a sentence each
 
     @property
     def device(self) -> torch.device:
@@ -51,11 +52,12 @@ class Model:
 def load_model(directory: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]) -> Model:
     """Load the model in ``directory``. Raises ModelError, CheckpointError, DeviceError, or Cancelled."""
     config = Config.read(directory)
-    spec = _with_overrides(read_spec(config), options)
+    spec = with_overrides(read_spec(config), options)
     device = resolve_device(options.device)
     checkpoint = Checkpoint(directory, renames=spec.renames, gptq_v2=_gptq_v2(config))
     _require_weights(spec, checkpoint)
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
+    notes = check_context(spec, context)
     ops = bind(device)
     reading = _Reading(progress, cancelled, sum(info.nbytes for info in checkpoint.infos.values()))
     checkpoint.on_use = reading.touch
@@ -66,7 +68,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     weights = decoder.weights
     bits = 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
     used = sum(checkpoint.infos[name].nbytes for name in checkpoint.used)
-    return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits)
+    return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits, notes)
 
 
 def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, device: torch.device) -> int:
@@ -108,24 +110,6 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"{name}: torch sees {torch.cuda.device_count()} GPUs", "exltui doctor tells why; --device cpu runs without")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _with_overrides(spec: ArchSpec, options: LoadOptions) -> ArchSpec:
-    """The user's RoPE scale and alpha in place of the model's scaling."""
-    if options.rope_scale is None and options.rope_alpha is None:
-        return spec
-    for name, value in (("rope-scale", options.rope_scale), ("rope-alpha", options.rope_alpha)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ModelError(f"--{name} {value:g} is impossible", "give a number above 0; 1 changes nothing")
-    layers = []
-    for layer in spec.layers:
-        rope = layer.attention.rope
-        if rope is not None:
-            if options.rope_scale is not None:
-                rope = replace(rope, scaling=LinearScaling(options.rope_scale))
-            rope = replace(rope, alpha=options.rope_alpha or 1.0)
-        layers.append(replace(layer, attention=replace(layer.attention, rope=rope)))
-    return replace(spec, layers=tuple(layers))
 
 
 class _Reading:
