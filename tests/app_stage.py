@@ -99,31 +99,42 @@ class Stage:
         while not (self.app.main.query("#prompt") and self.app.main.query("#devices") and self.app.main.query("#sessions-list")):
             await pilot.pause(0.02)
         self.app.main.prompt.cursor_blink = False
-        for _ in range(3):
-            await self.app.workers.wait_for_complete()
-            await pilot.pause()
+        await self._work_done(pilot)
         self.app.draw_status()
         await pilot.pause()
 
+    async def _work_done(self, pilot: Pilot) -> None:
+        """Wait for the threads beside the screen and for what they hand over, which may start others."""
+        while True:
+            await self.app.workers.wait_for_complete()
+            await pilot.pause(0)
+            if all(worker.is_finished for worker in self.app.workers):
+                return
+
     async def play(self, pilot: Pilot, seconds: float) -> None:
         """Let time pass in steps of a tenth of a second."""
+        await self._pass(pilot, seconds)
         await self.settle(pilot)
+
+    async def _pass(self, pilot: Pilot, seconds: float) -> None:
+        await self._work_done(pilot)
         for _ in range(round(seconds * 10)):
             self.clock.now += 0.1
             self.app.pump()
-        await self.settle(pilot)
-        await pilot.pause(0.25)  # the transcript draws ten times a second
-        await self.settle(pilot)
+            self.app.main.talk._draw_grown()  # the next frame, without waiting for its time
+        await self._work_done(pilot)
 
     async def load(self, pilot: Pilot) -> None:
         """Play until the model of the log is loaded."""
+        await self.settle(pilot)
         await self.until(pilot, lambda: self.app.observed.loaded is not None)
 
     async def until(self, pilot: Pilot, met: Callable[[], bool], seconds: float = 60.0) -> None:
         """Play until something is true, at most so many seconds of the log."""
         for _ in range(round(seconds * 2)):
-            await self.play(pilot, 0.5)
+            await self._pass(pilot, 0.5)
             if met():
+                await self.settle(pilot)
                 return
         raise AssertionError(f"not met within {seconds} s of the log")
 

@@ -369,7 +369,7 @@ class TestVersions:
         sessions = SessionStore(path)
         chat = fill(sessions)
         sessions.close()
-        newer = (*database.MIGRATIONS, "ALTER TABLE sessions ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
+        newer = (*database.MIGRATIONS, "ALTER TABLE sessions ADD COLUMN colour INTEGER NOT NULL DEFAULT 0")
         monkeypatch.setattr(database, "MIGRATIONS", newer)
         again = SessionStore(path)
         assert same(again.load(chat.id), chat)

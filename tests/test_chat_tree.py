@@ -116,7 +116,7 @@ def test_turns_leave_out_empty_replies_and_join_messages_of_one_role():
     failed = chat.add("assistant", "", state="streaming")
     chat.finish(failed.id, "failed", note="out of memory")
     chat.add("user", "two")
-    assert chat.turns() == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one\n\ntwo"}]
+    assert [(turn.role, turn.content) for turn in chat.turns()] == [("system", "Be brief."), ("user", "one\n\ntwo")]
 
 
 def test_finish_keeps_the_figures():

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from exltui.chat.fit import fit
+from exltui.chat import thinking
+from exltui.chat.budget import Budget, shares
+from exltui.chat.fit import Fitted, fit
 from exltui.chat.template import Template, load_template
+from exltui.chat.tree import Message, Turn
+from exltui.errors import ContextError
 from exltui.protocol import JobSpec, Sampling
 from exltui.tokenizer import Tokenizer
 
@@ -16,26 +23,43 @@ RESERVE = 128  # tokens that stay free for the reply when older messages are lef
 
 @dataclass(frozen=True)
 class Order:
-    """What a reply is made from. ``turns``: role and content of each message, the system prompt among them."""
+    """What a reply is made from. ``turns``: what goes to the model, the system prompt among it. ``start``: how the reply begins.
+
+    ``options`` are the chat's (see ``Conversation``).
+    """
 
     job: str
-    turns: tuple[dict[str, str], ...]
+    turns: tuple[Turn, ...]
     model_dir: str
     context: int  # tokens that the cache holds
     sampling: Sampling
     max_new_tokens: int | None = None
+    start: str = ""
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A job that can be sent. ``dropped``: how many of the oldest messages did not fit and are not in it.
 
-    ``note`` is what a person should know about the template, in a sentence, or "".
+    ``note`` is what a person should know about the template, in a sentence, or "". ``opening`` is the mark of thoughts that the
+    template wrote at the end of the prompt, which belongs to the reply.
     """
 
     job: JobSpec
     dropped: int = 0
     note: str = ""
+    opening: str = ""
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """The tokenizer and the template of one model and format."""
+
+    key: tuple[str, str]
+    tokenizer: Tokenizer
+    template: Template
+    count: Callable[[str], int]
 
 
 class Preparer:
@@ -43,25 +67,76 @@ class Preparer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tools: tuple[str, Tokenizer, Template] | None = None
+        self._tools: _Tools | None = None
 
     def prepare(self, order: Order) -> Prepared:
         """The job for ``order``. Raises TemplateError, ContextError or ModelError."""
-        tokenizer, template = self._tools_for(order.model_dir)
-        fitted = fit(order.turns, template.prompt, lambda text: len(tokenizer.encode(text)), order.context, order.max_new_tokens or RESERVE)
+        tools = self._tools_for(order)
+        fitted = self._fit(tools, order)
+        opening = thinking.opened(fitted.prompt)
+        start = order.start.removeprefix(opening) if opening else order.start
         job = JobSpec(
             order.job,
-            prompt=fitted.prompt,
+            prompt=fitted.prompt + start,
             add_bos=False,  # the template has written it
             sampling=order.sampling,
             max_new_tokens=order.max_new_tokens,
-            stop_strings=template.stop_strings,
+            stop_strings=tools.template.stop_strings,
         )
-        return Prepared(job, fitted.dropped, template.note)
+        return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
 
-    def _tools_for(self, directory: str) -> tuple[Tokenizer, Template]:
+    def budget(self, order: Order, path: tuple[Message, ...], draft: str) -> Budget:
+        """What of the messages in ``path`` and of what is typed would go to the model. ``order`` has the turns with the draft."""
+        tools = self._tools_for(order)
+        reserve = min(order.max_new_tokens or RESERVE, order.context // 2)
+        cut: set[str] = set()
+        tokens, problem = 0, ""
+        try:
+            fitted = self._fit(tools, order)
+        except ContextError as error:
+            problem = f"{error}: {error.hint}"
+        else:
+            tokens = fitted.prompt_tokens
+            cut = {id for place in fitted.left_out for id in order.turns[place].ids}
+        system = order.turns[0].content if order.turns and order.turns[0].role == "system" else ""
+        keep = order.options.get("thoughts") == "keep"
+        found = shares(system, path, draft, cut, tools.count, keep_thoughts=keep)
+        if problem:
+            tokens = sum(share.tokens for share in found if share.fate in ("sent", "pinned"))
+        return Budget(found, tokens, order.context, reserve, problem)
+
+    def doctor(self, order: Order) -> tuple[str, Tokenizer, Template]:
+        """The prompt that ``order`` makes, with what made it, for a person to look at."""
+        tools = self._tools_for(order)
+        return self._fit(tools, order).prompt + order.start, tools.tokenizer, tools.template
+
+    def _fit(self, tools: _Tools, order: Order) -> Fitted:
+        messages = [{"role": turn.role, "content": turn.content} for turn in order.turns]
+        pinned = {place for place, turn in enumerate(order.turns) if turn.pinned}
+        variables = template_variables(order.options)
+        room = order.context - tools.count(order.start) if order.start else order.context
+        return fit(messages, lambda kept: tools.template.prompt(kept, **variables), tools.count, room, order.max_new_tokens or RESERVE, pinned)
+
+    def _tools_for(self, order: Order) -> _Tools:
+        key = (order.model_dir, order.options.get("format", ""))
         with self._lock:
-            if self._tools is None or self._tools[0] != directory:
-                tokenizer = Tokenizer(Path(directory))
-                self._tools = (directory, tokenizer, load_template(tokenizer))
-            return self._tools[1:]
+            if self._tools is None or self._tools.key != key:
+                known = self._tools.tokenizer if self._tools is not None and self._tools.key[0] == key[0] else None
+                tokenizer = known or Tokenizer(Path(order.model_dir))
+
+                @lru_cache(512)
+                def count(text: str) -> int:
+                    return len(tokenizer.encode(text))
+
+                self._tools = _Tools(key, tokenizer, load_template(tokenizer, key[1]), count)
+            return self._tools
+
+
+def template_variables(options: dict[str, str]) -> dict[str, Any]:
+    """What a chat's options say to the template. Templates that know a name use it, others do not notice."""
+    variables: dict[str, Any] = {}
+    if options.get("thinking") in ("on", "off"):
+        variables["enable_thinking"] = variables["thinking"] = options["thinking"] == "on"
+    if options.get("date"):
+        variables["date_string"] = options["date"]
+    return variables

@@ -29,6 +29,13 @@ MIGRATIONS = (
     CREATE INDEX messages_by_session ON messages (session, place);
     CREATE INDEX messages_streaming ON messages (owner) WHERE state = 'streaming';
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE sessions ADD COLUMN tags TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sessions ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN archived INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN marks TEXT NOT NULL DEFAULT '{}';
+    """,
 )
 # The index of words holds a message once it no longer streams: to index every quarter of a second would be waste.
 _INDEX = (

@@ -1,11 +1,13 @@
-"""A chat as Markdown, to read and to share, and as JSON, whole and readable by ``from_json`` again."""
+"""A chat as Markdown or as a page of HTML, to read and to share, and as JSON, whole and readable by ``from_json`` again."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 from typing import Any, TypeVar
 
+from exltui.chat import thinking
 from exltui.chat.tree import ROLES, STATES, Conversation, Header, Message, new_id
 from exltui.errors import ExltuiError
 from exltui.protocol import Sampling, Stats
@@ -25,7 +27,7 @@ def to_markdown(conversation: Conversation) -> str:
         parts.append("\n".join(f"> {line}".rstrip() for line in conversation.system.strip().splitlines()))
     for message in conversation.path():
         name = message.model or message.role if message.role == "assistant" else message.role
-        text = message.text.strip()
+        text = _without_marks(message)
         if fence := _open_fence(text):
             text += f"\n{fence}"
         parts.append(f"## {name}")
@@ -34,9 +36,45 @@ def to_markdown(conversation: Conversation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _without_marks(message: Message) -> str:
+    """A message's text, with its thoughts as a quotation."""
+    parts = thinking.split(message.text)
+    if parts.thought is None:
+        return message.text.strip()
+    quoted = "\n".join(f"> {line}".rstrip() for line in parts.thought.splitlines())
+    return f"{quoted}\n\n{parts.answer.strip()}".strip()
+
+
+_STYLE = """body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 system-ui, sans-serif; color: #1c2430; }
+section { border-left: 3px solid #c8d2e0; padding: .1rem 1rem; margin: 1.2rem 0; } section.user { border-color: #4a7fd0; }
+h2 { font-size: .85rem; color: #5a6678; margin: .4rem 0; } pre { background: #f1f4f8; padding: .7rem; overflow-x: auto; }
+code { font-family: ui-monospace, monospace; font-size: .92em; } details { color: #5a6678; } .note { font-style: italic; color: #5a6678; }
+table { border-collapse: collapse; } td, th { border: 1px solid #c8d2e0; padding: .2rem .6rem; }
+@media (prefers-color-scheme: dark) { body { background: #11151b; color: #d5dbe5; } pre { background: #1b222c; } }"""
+
+
+def to_html(conversation: Conversation) -> str:
+    """The branch that is read, as one page that loads nothing. HTML in the texts is shown, not used."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    title = html.escape(conversation.title or "Chat")
+    parts = [f"<h1>{title}</h1>"]
+    if conversation.system.strip():
+        parts.append(f'<section class="system"><h2>system</h2>{parser.render(conversation.system)}</section>')
+    for message in conversation.path():
+        name = html.escape(message.model or message.role if message.role == "assistant" else message.role)
+        split = thinking.split(message.text)
+        thought = f"<details><summary>thoughts</summary>{parser.render(split.thought)}</details>" if split.thought else ""
+        note = f'<p class="note">{html.escape(message.note)}</p>' if message.note else ""
+        parts.append(f'<section class="{message.role}"><h2>{name}</h2>{thought}{parser.render(split.answer)}{note}</section>')
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style>'
+    return f"<!doctype html>\n<html><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+
 def to_json(conversation: Conversation) -> str:
     """All branches with everything that is known about them."""
-    header = {**dataclasses.asdict(conversation.header), "choices": dict(conversation.choices)}
+    header = {**dataclasses.asdict(conversation.header), "choices": dict(conversation.choices), "options": dict(conversation.options)}
     messages = [dataclasses.asdict(message) for message in conversation]
     return json.dumps({"format": FORMAT, "version": VERSION, **header, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
 
@@ -62,6 +100,9 @@ def from_json(text: str) -> Conversation:
     choices = values.get("choices") or {}
     if not isinstance(choices, dict):
         raise _refusal('"choices" is not an object')
+    options = values.get("options") or {}
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise _refusal('"options" is not an object of texts')
     header = Header(
         new_id(),
         _text(values, "title", "the chat"),
@@ -71,6 +112,7 @@ def from_json(text: str) -> Conversation:
         ids.get(str(values.get("head"))),
         # "" stands for the place of the first messages
         tuple((ids.get(k, ""), ids[v]) for k, v in choices.items() if (not k or k in ids) and isinstance(v, str) and v in ids),
+        tuple((str(key), _text(options, key, "the chat's options")) for key in options),
     )
     return Conversation.of(header, messages)
 
@@ -98,6 +140,10 @@ def _message(entry: dict[str, Any], number: int, ids: dict[str, str]) -> Message
         _text(entry, "note", where),
         _figures(Stats, entry.get("stats"), where),
         _figures(Sampling, entry.get("sampling"), where),
+        int(_number(entry, "thought_tokens", where)),
+        _number(entry, "thought_seconds", where),
+        entry.get("pinned") is True,
+        entry.get("dropped") is True,
     )
 
 
@@ -139,6 +185,9 @@ def _open_fence(text: str) -> str:
         elif start.startswith(("```", "~~~")):
             fence = start[: len(start) - len(start.lstrip(start[0]))]
     return fence
+
+
+WRITERS = {"md": to_markdown, "html": to_html, "json": to_json}  # by the ending of the file's name
 
 
 def _refusal(reason: str) -> ExltuiError:

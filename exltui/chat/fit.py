@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from exltui.errors import ContextError
@@ -14,12 +14,17 @@ _LONG = 8  # characters for each token of the context: a chat of more is not eve
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The messages that go in, how many were left out, and the prompt that they make."""
+    """The messages that go in, the places of those that were left out, and the prompt that they make."""
 
     messages: tuple[Turn, ...]
-    dropped: int  # messages left out, the oldest ones after the system prompt
+    left_out: tuple[int, ...]
     prompt: str
     prompt_tokens: int
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were left out."""
+        return len(self.left_out)
 
 
 def fit(
@@ -28,21 +33,25 @@ def fit(
     count_tokens: Callable[[str], int],
     context: int,
     reserve: int,
+    pinned: Collection[int] = (),
 ) -> Fitted:
     """``messages`` without as many of the oldest turns as is needed to leave ``reserve`` tokens of the ``context`` for the reply.
 
-    A turn is a message of the user with what answers it. The system prompt and the last turn always stay. ``reserve`` is at most
-    half of the context. Where there is a choice, turns go in blocks of four, so that the beginning of the prompt stays the same for
+    A turn is a message of the user with what answers it. The system prompt, the last turn, and turns with a message whose place is in
+    ``pinned`` always stay. ``reserve`` is at most half of the context. Where there is a choice, turns go in blocks of four, so that the beginning of the prompt stays the same for
     some turns and the engine finds it in its cache. Raises ContextError if the last turn alone is too long.
     """
     room = context - min(reserve, context // 2)
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    turns = _turns(messages[len(system) :])
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    turns = _turns(messages, first)
+    stays = [any(place in pinned for place in turn) for turn in turns]
 
     def attempt(dropped: int) -> Fitted:
-        kept = (*system, *(message for turn in turns[dropped:] for message in turn))
+        left_out = tuple(place for turn, stay in zip(turns[:dropped], stays, strict=False) if not stay for place in turn)
+        gone = set(left_out)
+        kept = tuple(message for place, message in enumerate(messages) if place not in gone)
         prompt = render(kept)
-        return Fitted(kept, len(messages) - len(kept), prompt, count_tokens(prompt))
+        return Fitted(kept, left_out, prompt, count_tokens(prompt))
 
     if sum(len(message["content"]) for message in messages) <= _LONG * context:
         whole = attempt(0)
@@ -50,19 +59,19 @@ def fit(
             return whole
     best = _longest(attempt, len(turns), room)
     if best is None:
-        raise _too_long(attempt(max(len(turns) - 1, 0)).prompt_tokens, context, context - room, bool(system))
+        raise _too_long(attempt(max(len(turns) - 1, 0)).prompt_tokens, context, context - room, bool(first) or any(stays))
     dropped, fitted = best
     block = -(-dropped // _BLOCK) * _BLOCK
     return attempt(block) if block > dropped and len(turns) - block >= _BLOCK else fitted
 
 
-def _turns(messages: Sequence[Turn]) -> list[list[Turn]]:
-    """``messages`` cut before every message of the user."""
-    turns: list[list[Turn]] = []
-    for message in messages:
-        if message["role"] == "user" or not turns:
+def _turns(messages: Sequence[Turn], first: int) -> list[list[int]]:
+    """The places of ``messages`` from ``first`` on, cut before every message of the user."""
+    turns: list[list[int]] = []
+    for place in range(first, len(messages)):
+        if messages[place]["role"] == "user" or not turns:
             turns.append([])
-        turns[-1].append(message)
+        turns[-1].append(place)
     return turns
 
 
@@ -90,8 +99,8 @@ def _longest(attempt: Callable[[int], Fitted], turns: int, room: int) -> tuple[i
     return best
 
 
-def _too_long(tokens: int, context: int, reserve: int, system: bool) -> ContextError:
-    what = "the last message with the system prompt" if system else "the last message"
+def _too_long(tokens: int, context: int, reserve: int, company: bool) -> ContextError:
+    what = "the last message with the system prompt and what is pinned" if company else "the last message"
     return ContextError(
         f"{what} is {tokens:,} tokens long; the context holds {context:,}, of which {reserve:,} are kept for the reply",
         "shorten it, or load the model with a longer context",

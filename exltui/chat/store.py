@@ -27,18 +27,23 @@ from exltui.protocol import Sampling, Stats
 KEPT_DAYS = 7  # how long a deleted chat or message can be brought back
 INTERRUPTED = "exltui ended before this reply did."
 ELSEWHERE = "Another exltui is writing this reply."
+_MARKS = ("thought_tokens", "thought_seconds", "pinned", "dropped")  # fields of a message that are seldom set, kept together
+_PLAIN = Message("", None, "user", "", 0.0, 0)
 _T = TypeVar("_T", Stats, Sampling)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One line of the list of chats. Times in seconds since 1970; ``updated`` is when its last message changed."""
+    """One line of the list of chats. Times in seconds since 1970; ``updated`` is when its last message changed. ``tags``: with blanks."""
 
     id: str
     title: str
     created: float
     updated: float
     model: str
+    tags: str = ""
+    pinned: bool = False
+    archived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +83,35 @@ class SessionStore:
     # ── reading ──
 
     def sessions(self, limit: int = 1000) -> list[SessionInfo]:
-        """The chats that have a message or a draft, the last changed first."""
-        query = """SELECT id, title, created, updated, model FROM sessions AS s WHERE deleted IS NULL AND (draft <> ''
-                   OR EXISTS (SELECT 1 FROM messages AS m WHERE m.session = s.id AND m.deleted IS NULL))
+        """The chats that have a message or a draft, the last changed first. Whether pinned or archived makes no difference here."""
+        query = """SELECT id, title, created, updated, model, tags, pinned, archived FROM sessions AS s WHERE deleted IS NULL AND
+                   (draft <> '' OR EXISTS (SELECT 1 FROM messages AS m WHERE m.session = s.id AND m.deleted IS NULL))
                    ORDER BY updated DESC, id LIMIT ?"""
         with self._reading() as db:
-            return [SessionInfo(*row) for row in db.execute(query, (limit,))]
+            return [SessionInfo(*row[:6], bool(row[6]), bool(row[7])) for row in db.execute(query, (limit,))]
+
+    def prompts(self, limit: int = 2000) -> list[str]:
+        """What the person wrote in any chat, each text once, the newest first."""
+        query = """SELECT text FROM messages WHERE role = 'user' AND deleted IS NULL GROUP BY text ORDER BY max(created) DESC LIMIT ?"""
+        with self._reading() as db:
+            return [text for (text,) in db.execute(query, (limit,))]
 
     def load(self, session: str) -> Conversation:
         """The conversation exactly as it was saved. Raises StoreError if there is none of that id."""
         with self._reading() as db:
             head = db.execute(
-                "SELECT id, title, system, model, created, head, choices FROM sessions WHERE id = ? AND deleted IS NULL", (session,)
+                "SELECT id, title, system, model, created, head, choices, options FROM sessions WHERE id = ? AND deleted IS NULL",
+                (session,),
             ).fetchone()
             rows = db.execute(
-                """SELECT id, parent, role, text, created, place, state, model, note, stats, sampling, owner FROM messages
+                """SELECT id, parent, role, text, created, place, state, model, note, stats, sampling, owner, marks FROM messages
                    WHERE session = ? AND deleted IS NULL""",
                 (session,),
             ).fetchall()
         if head is None:
             raise StoreError(f"there is no chat {session}", "open the list of chats and choose one")
-        id, title, system, model, created, leaf, choices = head
-        header = Header(id, title, system, model, created, leaf, tuple(_strings(choices).items()))
+        *fields, choices, options = head
+        header = Header(*fields, tuple(_strings(choices).items()), tuple(_strings(options).items()))
         return Conversation.of(header, _connected([self._message(row) for row in rows]))
 
     def draft(self, session: str) -> str:
@@ -130,18 +142,18 @@ class SessionStore:
         """
         with self._writing(durable=message is not None and message.role == "user") as db:
             db.execute(
-                """INSERT INTO sessions (id, title, system, model, created, updated, head, choices) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-                   ON CONFLICT (id) DO UPDATE SET title = excluded.title, system = excluded.system, model = excluded.model,
-                   head = excluded.head, choices = excluded.choices""",
+                """INSERT INTO sessions (id, title, system, model, created, updated, head, choices, options)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET title = excluded.title, system = excluded.system,
+                   model = excluded.model, head = excluded.head, choices = excluded.choices, options = excluded.options""",
                 _header_row(header),
             )
             if message is not None:
                 db.execute("UPDATE sessions SET updated = ? WHERE id = ?", (self._now(), header.id))
                 db.execute(
-                    """INSERT INTO messages (id, session, parent, place, role, text, created, state, model, note, stats, sampling, owner)
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text,
+                    """INSERT INTO messages (id, session, parent, place, role, text, created, state, model, note, stats, sampling, marks,
+                       owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text,
                        state = excluded.state, model = excluded.model, note = excluded.note, stats = excluded.stats,
-                       sampling = excluded.sampling, owner = excluded.owner""",
+                       sampling = excluded.sampling, marks = excluded.marks, owner = excluded.owner""",
                     self._message_row(header.id, message),
                 )
 
@@ -154,12 +166,18 @@ class SessionStore:
         with self._writing() as db:
             db.execute("UPDATE sessions SET title = ? WHERE id = ?", (title, session))
 
+    def set_marks(self, session: str, *, tags: str, pinned: bool, archived: bool) -> None:
+        """How a chat stands in the list."""
+        with self._writing() as db:
+            values = (_clean(" ".join(tags.split())), int(pinned), int(archived), session)
+            db.execute("UPDATE sessions SET tags = ?, pinned = ?, archived = ? WHERE id = ?", values)
+
     def save_draft(self, header: Header, text: str) -> None:
         """Keep what is typed and not yet sent; ``""`` forgets it."""
         with self._writing() as db:
             db.execute(
-                """INSERT INTO sessions (id, title, system, model, created, updated, head, choices) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-                   ON CONFLICT (id) DO NOTHING""",
+                """INSERT INTO sessions (id, title, system, model, created, updated, head, choices, options)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING""",
                 _header_row(header),
             )
             db.execute("UPDATE sessions SET draft = ? WHERE id = ?", (_clean(text), header.id))
@@ -232,15 +250,17 @@ class SessionStore:
         owner = self._owner if m.state == "streaming" else ""
         figures = (_to_json(m.stats), _to_json(m.sampling))
         notes = (_clean(m.model), _clean(m.note))
-        return (m.id, session, m.parent, m.order, m.role, _clean(m.text), m.created, m.state, *notes, *figures, owner)
+        marks = json.dumps({name: value for name in _MARKS if (value := getattr(m, name))})
+        return (m.id, session, m.parent, m.order, m.role, _clean(m.text), m.created, m.state, *notes, *figures, marks, owner)
 
     def _message(self, row: tuple[Any, ...]) -> Message:
-        id, parent, role, text, created, place, state, model, note, stats, sampling, owner = row
+        id, parent, role, text, created, place, state, model, note, stats, sampling, owner, marks = row
         if role not in ROLES or state not in STATES:
             raise StoreError(f"{self._place}: message {id} is a {role} that is {state}", "export what you need and start a new file")
         if state == "streaming" and owner != self._owner:
             state, note = "stopped", ELSEWHERE
-        return Message(id, parent, role, text, created, place, state, model, note, _from_json(Stats, stats), _from_json(Sampling, sampling))
+        figures = (_from_json(Stats, stats), _from_json(Sampling, sampling))
+        return Message(id, parent, role, text, created, place, state, model, note, *figures, **_marks(marks))
 
     def _titles(self, db: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
         query = """SELECT id, NULL, title, title, updated FROM sessions WHERE deleted IS NULL AND title LIKE ? ESCAPE '\\'
@@ -275,9 +295,20 @@ def _connected(messages: list[Message]) -> list[Message]:
 
 
 def _header_row(header: Header) -> tuple[Any, ...]:
-    choices = json.dumps(dict(header.choices))
+    choices, options = json.dumps(dict(header.choices)), json.dumps(dict(header.options))
     texts = (_clean(text) for text in (header.title, header.system, header.model))
-    return (header.id, *texts, header.created, header.created, header.head, choices)
+    return (header.id, *texts, header.created, header.created, header.head, choices, options)
+
+
+def _marks(text: str) -> dict[str, Any]:
+    """The marks of a message as its fields; those of a wrong kind are left out."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    kinds = {name: type(getattr(_PLAIN, name)) for name in _MARKS}
+    found = values.items() if isinstance(values, dict) else ()
+    return {name: value for name, value in found if name in kinds and isinstance(value, (kinds[name], int))}
 
 
 def _like(text: str) -> str:

@@ -32,7 +32,7 @@ class Template(Protocol):
     def stop_strings(self) -> tuple[str, ...]: ...
     @property
     def takes_system(self) -> bool: ...
-    def prompt(self, messages: Turns) -> str: ...
+    def prompt(self, messages: Turns, **variables: Any) -> str: ...
 
 
 class ChatTemplate:
@@ -73,14 +73,14 @@ class ChatTemplate:
                 self._takes_system = False
         return self._takes_system
 
-    def prompt(self, messages: Turns) -> str:
-        """The prompt for ``messages``, open for the reply. A system prompt that the template does not take begins the first message."""
+    def prompt(self, messages: Turns, **variables: Any) -> str:
+        """The prompt for ``messages``, open for the reply. ``variables``: what the template may ask for by name. A system prompt that the template does not take begins the first message."""
         if messages and messages[0]["role"] == "system" and not self.takes_system:
             system, *rest = messages
             if rest and rest[0]["role"] == "user":
                 rest[0] = {"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}
             messages = rest or [{"role": "user", "content": system["content"]}]
-        return self.render(messages)
+        return self.render(messages, **variables)
 
 
 class NamedTemplate:
@@ -95,7 +95,7 @@ class NamedTemplate:
         self.stop_strings = self._format.stops
         self.takes_system = bool(self._format.system)
 
-    def prompt(self, messages: Turns) -> str:
+    def prompt(self, messages: Turns, **_: Any) -> str:
         return self._format.prompt(list(messages))
 
 

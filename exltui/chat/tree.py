@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from exltui.chat import thinking
 from exltui.protocol import Sampling, Stats
 
 Role = Literal["system", "user", "assistant"]
@@ -43,6 +44,20 @@ class Message:
     note: str = ""  # why it failed or stopped, in a sentence
     stats: Stats | None = None
     sampling: Sampling | None = None
+    thought_tokens: int = 0  # how many tokens of it are thoughts
+    thought_seconds: float = 0.0
+    pinned: bool = False  # goes to the model however long the chat is
+    dropped: bool = False  # does not go to the model
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What goes to the model as one message. ``ids`` are the messages that it is made of; none for the system prompt."""
+
+    role: str
+    content: str
+    ids: tuple[str, ...] = ()
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,7 @@ class Header:
     created: float = 0.0
     head: str | None = None
     choices: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,7 +88,8 @@ class Conversation:
     """The tree of one chat. Not safe for several threads; what it hands out (messages, lists) is.
 
     ``choices`` remembers which of several siblings was read last (parent -> child, only at forks), so that going to another
-    branch and back returns to the same place.
+    branch and back returns to the same place. ``options`` are what a person set for this chat: ``note`` (a summary that goes in with the
+    system prompt), ``thoughts`` ("keep": they go to the model again), ``format``, ``thinking`` and ``tools`` for the template.
     """
 
     id: str = field(default_factory=new_id)
@@ -82,6 +99,7 @@ class Conversation:
     created: float = 0.0
     head: str | None = None
     choices: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
     now: Callable[[], float] = field(default=time.time, repr=False, compare=False)
     _messages: dict[str, Message] = field(default_factory=dict, repr=False)
     _children: dict[str | None, list[str]] = field(default_factory=dict, repr=False)
@@ -96,7 +114,7 @@ class Conversation:
         conversation = cls(header.id, header.title, header.system, header.model, header.created, header.head)
         for message in sorted(messages, key=_place):
             conversation._insert(message)
-        conversation.choices = dict(header.choices)
+        conversation.choices, conversation.options = dict(header.choices), dict(header.options)
         if header.head not in conversation._messages:
             conversation.head = conversation._leaf(None)
         return conversation
@@ -104,7 +122,8 @@ class Conversation:
     @property
     def header(self) -> Header:
         """All that is not a message, as it is now."""
-        return Header(self.id, self.title, self.system, self.model, self.created, self.head, tuple(self.choices.items()))
+        choices, options = tuple(self.choices.items()), tuple(self.options.items())
+        return Header(self.id, self.title, self.system, self.model, self.created, self.head, choices, options)
 
     # ── reading ──
 
@@ -138,20 +157,25 @@ class Conversation:
         """The messages that answer ``id``; of ``None``, the first ones."""
         return [self._messages[child] for child in self._children.get(id, [])]
 
-    def turns(self, leaf: str | None = None) -> list[dict[str, str]]:
-        """What a model is asked with: the system prompt and the path to ``leaf``, as ``{"role": ..., "content": ...}``.
+    def turns(self, leaf: str | None = None) -> list[Turn]:
+        """What a model is asked with: the system prompt with the note, and the path to ``leaf``.
 
-        Replies without a word (failed ones) are left out, and two messages of one role in a row become one: templates insist on
-        alternation.
+        Replies without a word (failed ones) and dropped messages are left out, and so are thoughts unless the chat keeps them. Two
+        messages of one role in a row become one: templates insist on alternation.
         """
-        turns = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        keep = self.options.get("thoughts") == "keep"
+        system = "\n\n".join(part for part in (self.system.strip() and self.system, self.options.get("note", "")) if part)
+        turns = [Turn("system", system, pinned=True)] if system else []
         for message in self.path(leaf):
-            if message.role == "assistant" and not message.text:
+            text = message.text if keep or message.role != "assistant" else thinking.answer(message.text)
+            if message.dropped or (message.role == "assistant" and not text):
                 continue
-            if turns and turns[-1]["role"] == message.role:
-                turns[-1] = {"role": message.role, "content": f"{turns[-1]['content']}\n\n{message.text}"}
+            last = turns[-1] if turns else None
+            if last is not None and last.role == message.role:
+                joined = f"{last.content}\n\n{text}"
+                turns[-1] = Turn(message.role, joined, (*last.ids, message.id), last.pinned or message.pinned)
             else:
-                turns.append({"role": message.role, "content": message.text})
+                turns.append(Turn(message.role, text, (message.id,), message.pinned))
         return turns
 
     # ── writing ──
@@ -174,6 +198,21 @@ class Conversation:
         parent = old.parent if old.role == "assistant" else old.id
         order = self._next_order()
         return self._grow(Message(new_id(), parent, "assistant", "", self.now(), order, "streaming", model, sampling=sampling))
+
+    def resume(self, id: str) -> Message:
+        """Have message ``id`` stream again, so that more text can follow what it has."""
+        self._messages[id] = replace(self._messages[id], state="streaming", note="")
+        return self._messages[id]
+
+    def mark(self, id: str, *, pinned: bool = False, dropped: bool = False) -> Message:
+        """Have message ``id`` always or never go to the model."""
+        self._messages[id] = replace(self._messages[id], pinned=pinned, dropped=dropped)
+        return self._messages[id]
+
+    def note_thought(self, id: str, tokens: int, seconds: float) -> Message:
+        """Keep how long message ``id`` thought."""
+        self._messages[id] = replace(self._messages[id], thought_tokens=tokens, thought_seconds=seconds)
+        return self._messages[id]
 
     def append_text(self, id: str, text: str) -> Message:
         """Add to the text of a message that streams."""

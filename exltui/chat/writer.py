@@ -66,6 +66,10 @@ class StoreWriter:
             self._headers[session] = replace(self._headers[session], title=title)
         self._put(("title", session), lambda: self._store.set_title(session, title))
 
+    def set_marks(self, session: str, *, tags: str, pinned: bool, archived: bool) -> None:
+        """Save how a chat stands in the list."""
+        self._put(("marks", session), lambda: self._store.set_marks(session, tags=tags, pinned=pinned, archived=archived))
+
     def delete(self, session: str) -> None:
         self._put(("deleted", session), lambda: self._store.delete(session))
 
