@@ -375,7 +375,7 @@ class TestVersions:
         assert same(again.load(chat.id), chat)
         with contextlib.closing(sqlite3.connect(path)) as raw:
             assert raw.execute("PRAGMA user_version").fetchone() == (len(newer),)
-            assert raw.execute("SELECT pinned FROM sessions").fetchall() == [(0,)]
+            assert raw.execute("SELECT colour FROM sessions").fetchall() == [(0,)]
 
     def test_a_migration_that_fails_leaves_the_file_as_it_was(self, path: Path, monkeypatch: pytest.MonkeyPatch):
         sessions = SessionStore(path)

@@ -445,13 +445,13 @@ async def test_a_very_long_message_of_a_person_is_cut_for_the_screen_only() -> N
         assert app.talk.text("u") == text
 
 
-async def test_clear_shows_nothing() -> None:
+async def test_to_show_nothing_empties_the_view() -> None:
     app = Stage()
     async with app.run_test(size=(80, 24)) as pilot:
         app.talk.show(chat(4))
         app.talk.select("m1")
         await pilot.pause()
-        app.talk.clear()
+        app.talk.show([])
         await pilot.pause()
         assert not any(app.shown())
         assert app.talk.current is None

@@ -115,7 +115,9 @@ class Preparer:
         pinned = {place for place, turn in enumerate(order.turns) if turn.pinned}
         variables = template_variables(order.options)
         room = order.context - tools.count(order.start) if order.start else order.context
-        return fit(messages, lambda kept: tools.template.prompt(kept, **variables), tools.count, room, order.max_new_tokens or RESERVE, pinned)
+        return fit(
+            messages, lambda kept: tools.template.prompt(kept, **variables), tools.count, room, order.max_new_tokens or RESERVE, pinned
+        )
 
     def _tools_for(self, order: Order) -> _Tools:
         key = (order.model_dir, order.options.get("format", ""))

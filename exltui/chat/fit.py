@@ -38,8 +38,9 @@ def fit(
     """``messages`` without as many of the oldest turns as is needed to leave ``reserve`` tokens of the ``context`` for the reply.
 
     A turn is a message of the user with what answers it. The system prompt, the last turn, and turns with a message whose place is in
-    ``pinned`` always stay. ``reserve`` is at most half of the context. Where there is a choice, turns go in blocks of four, so that the beginning of the prompt stays the same for
-    some turns and the engine finds it in its cache. Raises ContextError if the last turn alone is too long.
+    ``pinned`` always stay. ``reserve`` is at most half of the context. Where there is a choice, turns go in blocks of four, so that the
+    beginning of the prompt stays the same for some turns and the engine finds it in its cache. Raises ContextError if what must stay is
+    too long.
     """
     room = context - min(reserve, context // 2)
     first = 1 if messages and messages[0]["role"] == "system" else 0

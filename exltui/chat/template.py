@@ -74,7 +74,10 @@ class ChatTemplate:
         return self._takes_system
 
     def prompt(self, messages: Turns, **variables: Any) -> str:
-        """The prompt for ``messages``, open for the reply. ``variables``: what the template may ask for by name. A system prompt that the template does not take begins the first message."""
+        """The prompt for ``messages``, open for the reply. ``variables``: what the template may ask for by name.
+
+        A system prompt that the template does not take begins the first message.
+        """
         if messages and messages[0]["role"] == "system" and not self.takes_system:
             system, *rest = messages
             if rest and rest[0]["role"] == "user":

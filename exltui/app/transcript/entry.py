@@ -14,7 +14,7 @@ class Entry:
 
     ``role`` is user, assistant or system and chooses the colour of ``name``; ``meta`` stands at the right end of the name's line.
     ``notice`` is one quiet paragraph without a name. ``error`` is a card: ``text`` is the sentence, ``hint`` says what to do.
-    A ``failed`` reply keeps its text and shows ``hint`` as a card below it.
+    A ``failed`` reply keeps its text and shows ``hint`` as a card below it. ``thought`` says how long its thoughts are.
     """
 
     id: str
@@ -24,3 +24,4 @@ class Entry:
     meta: str = ""
     state: State = "done"
     hint: str = ""
+    thought: str = ""

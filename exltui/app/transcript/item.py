@@ -8,6 +8,7 @@ from rich.segment import Segment
 from exltui.app.transcript.body import Body, Change, card
 from exltui.app.transcript.entry import Entry
 from exltui.app.transcript.palette import Palette
+from exltui.app.transcript.thought import Thought
 from exltui.app.transcript.wrap import Line, spaces, wrap
 from exltui.text import one_line, visible
 
@@ -21,6 +22,7 @@ class Item:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
+        self._thought = Thought()
         self._made: Body | None = None  # made when it is first needed: most of a long conversation is never looked at
         self._head: list[Line] = []
         self._foot: list[Line] = []
@@ -64,26 +66,41 @@ class Item:
 
     def forget(self) -> None:
         """Give the rows' memory back; the height stays known. Not for an entry that still grows."""
-        self._made = None
+        folded = self._thought.folded
+        self._made, self._thought = None, Thought()
+        self._thought.folded = folded
         self._head, self._foot, self._width = [], [], 0
 
     def push(self, text: str) -> None:
         """Append text; ``update`` draws it."""
         self.entry.text += text
         if self._made is not None:
-            self._made.push(text)
+            self._made.push(self._thought.push(text))
 
     def close(self) -> None:
         """The text is complete."""
         if self._made is not None:
+            self._made.push(self._thought.close())
             self._made.close()
 
     def update(self) -> Change:
         """Draw what was pushed. Row numbers are the item's; the rows below the text count as changed with it."""
-        foot = self._foot
+        foot, head = self._foot, self._head
         change = self._body.update()
         self._draw_frame()
-        return Change(len(self._head) + change.first, [*self._indented(change.old), *foot], [*self._indented(change.new), *self._foot])
+        old, new = self._indented(change.old), self._indented(change.new)
+        if self._head == head:
+            return Change(len(head) + change.first, [*old, *foot], [*new, *self._foot])
+        above = self._indented(self._body.lines(0, change.first))
+        return Change(0, [*head, *above, *old, *foot], [*self._head, *above, *new, *self._foot])
+
+    def fold(self) -> bool:
+        """Show the thoughts or put them away; False if there are none."""
+        if self._made is None or not self._thought.is_there:
+            return False
+        self._thought.folded = not self._thought.folded
+        self._draw_frame()
+        return True
 
     def rows(self, start: int, stop: int) -> list[Line]:
         """Rows from ``start`` up to ``stop``, which is left out."""
@@ -123,7 +140,10 @@ class Item:
             if len(text) > LONGEST_SHOWN:
                 text = f"{text[:LONGEST_SHOWN]}\n… {len(text) - LONGEST_SHOWN:,} more characters"
             return Body(text, markdown=False)
-        return Body(entry.text, closed=entry.state != "streaming")
+        said = self._thought.push(entry.text)
+        if entry.state == "streaming":
+            return Body(said, closed=False)
+        return Body(said + self._thought.close())
 
     def _draw_frame(self) -> None:
         """Draw the rows above and below the text."""
@@ -138,9 +158,11 @@ class Item:
             self._head = [line.behind((spaces(1),)) for line in card(sentence, hint, self._text_width, palette)]
             self._foot = [_BLANK]
         else:
-            self._head = [self._name_line(palette)]
+            body = self._body  # to make it finds the thoughts
+            thoughts = self._thought.draw(entry.thought, self._text_width, palette, indent(self._width))
+            self._head = [self._name_line(palette), *thoughts]
             self._foot = self._card(palette)
-            if self._body.height == 0 and entry.state == "streaming":
+            if body.height == 0 and entry.state == "streaming" and not thoughts:
                 self._foot.append(Line((spaces(indent(self._width)), Segment("…", palette["meta"])), -1))
             self._foot.append(_BLANK)
         self._count_rows()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.cells import cell_len
+from rich.segment import Segment
 
 from exltui.app.transcript.wrap import Line
 
@@ -35,3 +36,11 @@ def _same_cells(was: str, now: str) -> int:
             break
         same += 1
     return same
+
+
+def without_first_cell(segments: tuple[Segment, ...]) -> list[Segment]:
+    """A row without the blank in its first column, which every row has."""
+    if not segments:
+        return []
+    first, *rest = segments
+    return [Segment(first.text[1:], first.style), *rest] if len(first.text) > 1 else rest

@@ -23,7 +23,7 @@ from exltui.app.transcript import palette as looks
 from exltui.app.transcript.entry import Entry, State
 from exltui.app.transcript.item import Item
 from exltui.app.transcript.palette import Palette
-from exltui.app.transcript.repaint import changed_cells
+from exltui.app.transcript.repaint import changed_cells, without_first_cell
 from exltui.app.transcript.wrap import Line
 
 FRAMES = 15  # a second while text arrives
@@ -123,9 +123,19 @@ class Transcript(ScrollView, can_focus=True):
             else:
                 item.forget()
 
-    def clear(self) -> None:
-        """Show nothing."""
-        self.show([])
+    def set_thought(self, id: str, label: str) -> None:
+        """Say how long an entry's thoughts are; it is drawn with the next frame."""
+        if id in self._index:
+            self._items[self._index[id]].entry.thought = label
+            self._grown.add(id)
+
+    def fold(self, id: str) -> bool:
+        """Show an entry's thoughts or put them away; False if there are none."""
+        standing = self._standing()
+        if id not in self._index or not self._items[self._index[id]].fold():
+            return False
+        self._lay_out(standing)
+        return True
 
     def text(self, id: str) -> str:
         """The text of an entry as it was given."""
@@ -390,7 +400,7 @@ class Transcript(ScrollView, can_focus=True):
         index = self._item_at(row)
         segments = line.segments
         if self.current is not None and self._items[index].entry.id == self.current and row < self._tops[index + 1] - 1:
-            segments = (Segment("▌", self._looks()["cursor"]), *_without_first_cell(segments))
+            segments = (Segment("▌", self._looks()["cursor"]), *without_first_cell(segments))
         strip = Strip(Segment.simplify(Segment.apply_style(segments, base)))
         selection = self.text_selection
         if selection is not None and (span := selection.get_span(row)) is not None:
@@ -484,11 +494,3 @@ class Transcript(ScrollView, can_focus=True):
         text = line.text[: None if span[1] == -1 else span[1]]
         text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
         return ("" if first_row else line.join) + text
-
-
-def _without_first_cell(segments: tuple[Segment, ...]) -> list[Segment]:
-    """A row without the blank in its first column, which every row has."""
-    if not segments:
-        return []
-    first, *rest = segments
-    return [Segment(first.text[1:], first.style), *rest] if len(first.text) > 1 else rest
