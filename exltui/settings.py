@@ -36,6 +36,12 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     load: LoadOptions = field(default_factory=LoadOptions)
     keys: dict[str, str] = field(default_factory=dict)  # action: keys, as the help screen names them
+    presets: dict[str, Sampling] = field(default_factory=dict)  # the person's own sampler presets
+    systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
+    system: str = ""  # the system prompt of a new chat
+    max_new_tokens: int | None = None  # longest reply; None: until the context is full
+    titles: bool = True  # whether the model gives chats their titles
+    signs: str = "auto"  # "unicode", "ascii", or by what the terminal says
 
     def folders(self, extra: typing.Sequence[Path] = ()) -> list[Path]:
         """The models folders: ``extra`` from the command line, then exltui's own, then those of the file. Downloads go to the first."""
@@ -110,8 +116,10 @@ def remember(key: str, value: Any, file: Path | None = None) -> None:
         document = tomlkit.parse(text)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             _set_table(document, key, value)
+        elif value is None:
+            document.pop(key, None)
         else:
-            document[key] = list(value) if isinstance(value, tuple) else value
+            document[key] = _plain(value)
         changed = tomlkit.dumps(document)
         if changed == text:
             return
@@ -121,6 +129,16 @@ def remember(key: str, value: Any, file: Path | None = None) -> None:
         new.replace(file)
     except (OSError, UnicodeDecodeError, tomlkit.exceptions.TOMLKitError) as error:
         raise SettingsError(f"{file}: {key} cannot be saved: {error}", "check the file and the room on its disk") from error
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as TOML has it. Of a dataclass only what differs from its defaults."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (each.name for each in dataclasses.fields(value))
+        return {name: now for name in names if (now := getattr(value, name)) != getattr(type(value)(), name)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _set_table(document: Any, key: str, value: Any) -> None:
@@ -154,6 +172,12 @@ def _value(hint: Any, value: Any, file: Path, key: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         return tuple(_of(str, item, file, f"{key}, entry {i + 1}") for i, item in enumerate(_of(list, value, file, key)))
+    if origin is dict and dataclasses.is_dataclass(kind := typing.get_args(hint)[1]):
+        tables = _of(dict, value, file, key)
+        return {
+            name: _build(typing.cast(type, kind), _of(dict, item, file, f"{key}.{name}"), file, f"{key}.{name}.")
+            for name, item in tables.items()
+        }
     if origin is dict:
         return {name: _of(str, item, file, f"{key}.{name}") for name, item in _flat(_of(dict, value, file, key)).items()}
     return float(_of(float, value, file, key)) if hint is float else _of(hint, value, file, key)

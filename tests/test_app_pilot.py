@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import pytest
 from app_stage import BIG, BROKEN, STARTER, Stage
 
 from exltui import protocol
-from exltui.app.screens.help import HelpScreen
+from exltui.app.screens.sheet import SheetScreen
 from exltui.app.screens.loader import LoaderScreen
 from exltui.errors import ContextError, DownloadError, StoreError
 
@@ -26,7 +26,7 @@ async def test_a_message_is_answered_and_both_are_shown():
         assert entry.name == "smollm2-135m"
         assert entry.meta.startswith("7 tok")
         assert stage.app.main.prompt.text == ""
-        assert stage.preparer.orders[0].turns == ({"role": "user", "content": FRANCE},)
+        assert [(turn.role, turn.content) for turn in stage.preparer.orders[0].turns] == [("user", FRANCE)]
 
 
 async def test_a_message_that_is_sent_before_the_model_is_there_waits_for_it():
@@ -98,10 +98,12 @@ async def test_what_is_typed_before_the_last_chat_is_there_stays(tmp_path):
         await stage.ask(pilot, FRANCE)
     again = Stage(chats=chats)
     open_file = again.records.open
-    again.records.open = lambda: (time.sleep(0.5), open_file())[1]
+    gate = threading.Event()
+    again.records.open = lambda: (gate.wait(30), open_file())[1]
     async with again.app.run_test(size=WIDE) as pilot:
         await pilot.press(*"early")
         assert again.texts == []
+        gate.set()
         await again.settle(pilot)
         assert again.texts[0] == ("user", FRANCE)
         assert again.app.main.prompt.text == "early"
@@ -195,7 +197,7 @@ async def test_an_edited_message_is_a_version_of_its_own():
         await stage.ask(pilot, "Write a function.")
         assert [role for role, _ in stage.texts] == ["user", "assistant"]
         assert stage.texts[0][1] == "Write a function."
-        stage.app.dialogue.step_sibling(None, -1)
+        stage.app.dialogue.revision.step_sibling(None, -1)
         assert stage.texts[0][1] == FRANCE
 
 
@@ -309,7 +311,7 @@ async def test_help_names_the_keys_of_the_focused_pane():
     async with stage.app.run_test(size=WIDE) as pilot:
         await stage.load(pilot)
         await pilot.press("ctrl+s", "question_mark")
-        assert isinstance(stage.app.screen, HelpScreen)
+        assert isinstance(stage.app.screen, SheetScreen)
         text = stage.app.screen.query_one("#sheet Static").render().plain
         assert "Sampler" in text.splitlines()[0]
         assert "Switch off" in text

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from textual import on
-from textual.app import App, SuspendNotSupported
+from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.screen import Screen
@@ -17,21 +17,28 @@ from textual.timer import Timer
 from textual.widgets import Input, TextArea
 
 from exltui import paths, protocol
+from exltui.app.actions import APP_ACTIONS, BY_ID, COMMANDS, DO
 from exltui.app.chats import ChatDesk
-from exltui.app.clipboard import copy_with_tool, describe
+from exltui.app.clipboard import copy_with_tool, describe, to_file, too_long
+from exltui.app.context import ContextDesk
 from exltui.app.desk import ModelDesk
 from exltui.app.dialogue import Dialogue
-from exltui.app.editor import edit_text
-from exltui.app.keys import ALL, APP_ACTIONS, check_keymap
+from exltui.app.errands import Errands
+from exltui.app.keymap import places
+from exltui.app.keys import Action, check_keymap
+from exltui.app.looks import LooksDesk
+from exltui.app.messages import MessageDesk
 from exltui.app.observed import Observed
 from exltui.app.palette import Actions
-from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
 from exltui.app.parts import Parts
-from exltui.app.screens.help import HelpScreen, binding_rows, place_name
+from exltui.app.presets import PresetDesk
+from exltui.app.revision import TITLES
+from exltui.app.screens.help import binding_rows, help_text, place_name
 from exltui.app.screens.loader import LoaderScreen
 from exltui.app.screens.main import MainScreen
+from exltui.app.screens.sheet import SheetScreen
 from exltui.app.view import ScreenView
 from exltui.app.widgets.prompt import PromptBox
 from exltui.errors import ExltuiError
@@ -73,10 +80,17 @@ class ExltuiApp(App[None]):
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
         self.main = MainScreen(self.observed, parts.sampling, Sampling(), parts.now)
-        self.dialogue = Dialogue(parts.client, self.observed, ScreenView(self), parts.records, self.work_aside, parts.preparer)
-        self.dialogue.sampling = parts.sampling
-        self.chats = ChatDesk(self)
-        self.desk = ModelDesk(self)
+        self.view, self.preparer = ScreenView(self), parts.preparer
+        self.dialogue = Dialogue(parts.client, self.observed, self.view, parts.records, self.work_aside, parts.preparer)
+        self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling, parts.max_new_tokens
+        self.dialogue.system = self.dialogue.conversation.system = parts.system
+        self.errands = Errands(parts.client, self.work_aside, parts.preparer)
+        self.chats: ChatDesk = ChatDesk(self)
+        self.desk: ModelDesk = ModelDesk(self)
+        self.messages: MessageDesk = MessageDesk(self)
+        self.context: ContextDesk = ContextDesk(self)
+        self.presets: PresetDesk = PresetDesk(self)
+        self.looks: LooksDesk = LooksDesk(self)
 
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -100,11 +114,8 @@ class ExltuiApp(App[None]):
     def _start(self) -> None:
         """What waits for the first paint: the engine's thread, the database, the models folders."""
         self.parts.client.start()
-        try:
-            check_keymap(self.parts.keymap, {action.id for action in ALL})
-            self.set_keymap(self.parts.keymap)
-        except ExltuiError as error:
-            self.parts.notices.append(error)
+        self.parts.notices += check_keymap(self.parts.keymap, places())
+        self.set_keymap(self.parts.keymap)
         for notice in self.parts.notices:
             self.tell(str(notice), notice.hint, error=True)
         self.parts.records.on_problem = self._saving
@@ -165,14 +176,16 @@ class ExltuiApp(App[None]):
         for event in coalesced(self.parts.client.poll()):
             self.observed.apply(event)
             self.dialogue.handle(event)
+            self.errands.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
         self.draw_status()
         if met and self.main.query("#devices"):
             self.main.devices.show()
         self._keep_draft()
+        self.chats.title_when_idle()
         self.desk.tick()
-        if self.observed.busy or self.dialogue.busy or self.desk.busy:
+        if self.observed.busy or self.dialogue.busy or self.desk.busy or self.errands.busy:
             self._frame.resume()
         else:
             self._frame.pause()
@@ -190,8 +203,8 @@ class ExltuiApp(App[None]):
         """The keys that matter now, for the right end of the status line."""
         if self.dialogue.writing is not None:
             return (("Esc", "stop"), ("F1", "help"))
-        if self.dialogue.editing:
-            return (("Enter", "send as a new version"), ("Esc", "leave it"))
+        if self.dialogue.revision.what:
+            return (("Enter", "take it"), ("Esc", "leave it"))
         if self.main.in_drawer:
             return (("Esc", "back"), ("F1", "help"))
         return (("F1", "help"), ("^P", "menu"), ("^L", "models"), ("^Q", "quit"))
@@ -227,11 +240,12 @@ class ExltuiApp(App[None]):
         """Say what went wrong and what to do."""
         self.tell(str(error), error.hint, error=True)
 
-    # ── the prompt and the messages ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the prompt ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @on(TextArea.Changed, "#prompt")
     def _typed(self) -> None:
         self._draft = self.main.prompt.full_text
+        self.context.changed()
 
     def _keep_draft(self) -> None:
         """Save what is typed and not sent, once in a pulse at most."""
@@ -241,104 +255,72 @@ class ExltuiApp(App[None]):
 
     @on(PromptBox.Submitted)
     def _submitted(self, event: PromptBox.Submitted) -> None:
+        if not self.dialogue.revision.what and self._command(event.text):
+            return
+        self.errands.stop()
         self.dialogue.send(event.text)
+        self.show_purpose()
         self.main.talk.follow()
         self.pump()
 
-    @on(Talk.Wanted)
-    def _wanted(self, event: Talk.Wanted) -> None:
-        if event.what == "copy":
-            self.copy_message(event.id, event.block)
-        elif event.what == "regenerate":
-            self.dialogue.regenerate(event.id)
-        elif event.what == "edit":
-            self.action_edit_message(event.id)
-        elif event.what == "delete":
-            self.dialogue.delete(event.id)
-        elif event.what == "undo":
-            self.dialogue.undo()
+    def _command(self, text: str) -> bool:
+        """Run a slash command; False if it is none."""
+        name, _, rest = text.removeprefix("/").partition(" ")
+        if not text.startswith("/") or "\n" in text or not name.replace("-", "").isalpha():
+            return False
+        action = COMMANDS.get(name)
+        if action is None:
+            self.main.prompt.put(text)
+            self.tell(f"There is no command /{name}.", "/help lists them; a blank before the slash sends it as it is.", error=True)
         else:
-            self._step_sibling(event.id, 1 if event.what == "next" else -1)
-        self.pump()
+            self.perform(action, rest.strip())
+        return True
 
-    def copy_message(self, id: str | None, block: int | None) -> None:
-        """Copy a message (without ``id`` the last one) or one of its code blocks."""
-        path = self.dialogue.conversation.path()
-        id = id or (path[-1].id if path else None)
-        if id is None or id not in self.dialogue.conversation:
-            return
-        if block is None:
-            self.copy(self.dialogue.conversation[id].text)
-            return
-        blocks = self.main.talk.code_blocks(id)
-        if block <= len(blocks):
-            self.copy(blocks[block - 1])
-        else:
-            self.tell(f"This message has {len(blocks) or 'no'} code block{'' if len(blocks) == 1 else 's'}.")
+    def perform(self, action: Action, argument: str = "") -> None:
+        """Do what a key, the palette or a slash command asks for."""
+        DO[action.id](self, argument)
+        if self.is_running:
+            self.pump()
+
+    def action_do(self, id: str) -> None:
+        """The key of an action was pressed."""
+        self.perform(BY_ID[id])
+
+    def action_chat(self, what: str) -> None:
+        """A key of the list of chats was pressed."""
+        self.chats.act(what)
+
+    def show_purpose(self) -> None:
+        """Say what the prompt is used for."""
+        self.main.conversation.show_purpose(TITLES.get(self.dialogue.revision.what, ""))
+        self.draw_status()
 
     def copy(self, text: str) -> None:
         """Put ``text`` where the person can paste it from, and say which way it went."""
-        self.copy_to_clipboard(text)
-        self.work_aside(lambda: copy_with_tool(text), lambda tool: self.tell(describe(text, tool)), self.fail)
 
-    def action_edit_message(self, id: str | None = None) -> None:
-        self.dialogue.edit(id)
-        if self.dialogue.editing:
-            self.main.prompt.focus()
+        def give() -> str:
+            if tool := copy_with_tool(text):
+                return describe(text, tool)
+            return f"Too long for the terminal's clipboard; written to {to_file(text)}." if too_long(text) else describe(text, "")
 
-    def action_regenerate(self) -> None:
-        self.dialogue.regenerate(None)
-        self.pump()
+        if not too_long(text):
+            self.copy_to_clipboard(text)
+        self.work_aside(give, self.tell, self.fail)
 
-    def action_message(self, step: int) -> None:
-        self.main.talk.focus()
-        self.main.talk.move_cursor(step)
-
-    def action_sibling(self, step: int) -> None:
-        self._step_sibling(self.main.talk.current, step)
-
-    def _step_sibling(self, id: str | None, step: int) -> None:
-        version = self.dialogue.step_sibling(id, step)
-        if version is None:
-            self.tell("There is no other version of this message." if self.dialogue.writing is None else "A reply is being written.")
-        elif id is not None:
-            self.main.talk.select(version)
-
-    def action_new_chat(self) -> None:
+    def new_chat(self) -> None:
         self.to_main()
         self.main.close_drawers()
         self.dialogue.new_chat()
-        self.pump()
+        self.show_purpose()
+        self.main.prompt.focus()
 
-    def action_editor(self) -> None:
-        """Write the prompt in $EDITOR."""
-        self.to_main()
-        self.main.prompt.call_later(self._edit_prompt)  # behind the keys that still wait to be typed into it
-
-    def _edit_prompt(self) -> None:
-        prompt = self.main.prompt
-        try:
-            with self.suspend():
-                text = edit_text(prompt.full_text)
-        except SuspendNotSupported:
-            self.tell("This terminal cannot be given to an editor.", error=True)
-        except ExltuiError as error:
-            self.fail(error)
-        else:
-            prompt.put(text)
-            prompt.focus()
-        self.refresh()
-
-    # ── chats ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── panes, models, help ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @on(SessionsPane.Opened)
     def _open_chat(self, event: SessionsPane.Opened) -> None:
         self.main.close_drawers()
         self.dialogue.open(event.id)
-
-    @on(SessionsPane.New)
-    def _new_chat(self) -> None:
-        self.action_new_chat()
+        self.show_purpose()
 
     @on(SessionsPane.Searched)
     def _search(self) -> None:
@@ -348,48 +330,37 @@ class ExltuiApp(App[None]):
     def _rename(self, event: SessionsPane.Renamed) -> None:
         self.chats.rename(event.id, event.title)
 
-    @on(SessionsPane.Deleted)
-    def _delete_chat(self, event: SessionsPane.Deleted) -> None:
-        self.chats.delete(event.id)
-
-    @on(SessionsPane.Undone)
-    def _undelete_chat(self) -> None:
-        self.chats.undelete()
-
-    # ── panes, models, help ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def to_main(self) -> None:
         """Close whatever covers the main screen."""
         while self.screen is not self.main and len(self.screen_stack) > 1:
             self.pop_screen()
 
-    def action_pane(self, name: str) -> None:
+    def show_pane(self, name: str) -> None:
         self.to_main()
         self.main.show_pane(name)
-        self.pump()
 
     @on(SamplerPane.Changed)
     def _sampler_changed(self, event: SamplerPane.Changed) -> None:
         self.dialogue.sampling = event.sampling
         self.remember("sampling", event.sampling)
 
-    def action_loader(self) -> None:
+    def toggle_loader(self) -> None:
         if isinstance(self.screen, LoaderScreen):
             self.screen.dismiss()
         else:
             self.to_main()
             self.desk.open()
 
-    def action_unload(self) -> None:
-        self.desk.unload()
-
     def action_help(self) -> None:
-        if isinstance(self.screen, HelpScreen):
-            self.screen.dismiss()
-            return
-        self.push_screen(HelpScreen(place_name(self.screen), binding_rows(self.screen)))
+        self.help()
 
-    def action_escape(self) -> None:
+    def help(self) -> None:
+        """The keys of what has the focus, and all others."""
+        place = place_name(self.screen)
+        text = help_text(place, binding_rows(self.screen), APP_ACTIONS, self.parts.keymap)
+        self.push_screen(SheetScreen(f"Help · {place}", text))
+
+    def escape(self) -> None:
         """Esc: close what is open, else stop the reply, else go back to the prompt."""
         if self.screen is not self.main:
             return
@@ -397,15 +368,14 @@ class ExltuiApp(App[None]):
             self.main.close_drawers()
         elif self.dialogue.stop():
             pass
-        elif self.dialogue.editing:
-            self.dialogue.stop_editing()
-            self.main.prompt.put("")
+        elif self.dialogue.revision.what:
+            self.dialogue.revision.leave()
+            self.show_purpose()
         else:
             self.main.talk.select(None)
             self.main.prompt.focus()
-        self.pump()
 
-    def action_interrupt(self) -> None:
+    def interrupt(self) -> None:
         """Ctrl+C: copy what is selected, else stop the reply, else quit on the second press."""
         now = self.parts.clock()
         focused = self.focused

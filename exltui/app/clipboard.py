@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 from exltui import paths
+from exltui.errors import SettingsError
 
 TOOLS = (
     ("WAYLAND_DISPLAY", ("wl-copy",)),
@@ -31,12 +33,26 @@ def copy_with_tool(text: str) -> str:
     return ""
 
 
+def too_long(text: str) -> bool:
+    """Whether a terminal may drop or cut it."""
+    return len(text.encode("utf-8", "replace")) > OSC52_LIMIT
+
+
+def to_file(text: str) -> Path:
+    """Write ``text`` where it can be fetched from, for when no clipboard takes it. Raises SettingsError."""
+    path = paths.data_dir() / "copied.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error}", "Check the room on the disk.") from error
+    return path
+
+
 def describe(text: str, tool: str) -> str:
     """One sentence on what was copied and how."""
     lines = text.count("\n") + 1
     what = f"{lines} lines" if lines > 1 else f"{len(text)} characters"
     if tool:
         return f"Copied {what} ({tool})."
-    if len(text.encode()) > OSC52_LIMIT:
-        return f"Sent {what} to the terminal, which may cut so long a text."
     return f"Sent {what} to the terminal's clipboard (OSC 52)."

@@ -12,7 +12,7 @@ from exltui.app.screens.loader import LoaderScreen
 from exltui.chat.tree import new_id
 from exltui.errors import Cancelled, ExltuiError
 from exltui.models.catalog import ModelInfo
-from exltui.protocol import LoadOptions
+from exltui.protocol import LoadOptions, Sampling
 
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
@@ -29,6 +29,7 @@ class ModelDesk:
         self._transfer: Transfer | None = None
         self._cancelled = threading.Event()
         self._first = True  # the model of the start is still to be chosen
+        self.model_sampling: Sampling | None = None  # what the model's own files recommend
 
     @property
     def busy(self) -> bool:

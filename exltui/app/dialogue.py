@@ -6,8 +6,8 @@ through ``work``, which runs it elsewhere and comes back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ from exltui.app import figures
 from exltui.app.observed import Observed
 from exltui.app.prepare import Order, Prepared, Preparer
 from exltui.app.records import Records
+from exltui.app.revision import Revision
 from exltui.app.transcript import Entry
+from exltui.chat.thinking import ThoughtStream
 from exltui.chat.tree import Conversation, Message, new_id
 from exltui.client import EngineLink
 from exltui.errors import ExltuiError
@@ -34,6 +36,8 @@ class View(Protocol):
     def feed(self, id: str, text: str) -> None: ...
     def finish(self, entry: Entry) -> None: ...
     def tell(self, text: str, hint: str = "", *, error: bool = False) -> None: ...
+    def thought(self, id: str, label: str) -> None: ...
+    def prompt_text(self) -> str: ...
     def put_prompt(self, text: str) -> None: ...
     def chats_changed(self) -> None: ...
     def want_model(self) -> None: ...
@@ -46,41 +50,56 @@ class Writing:
     conversation: Conversation
     reply: str
     job: str
+    sampling: Sampling
     submitted: bool = False
     cancelled: bool = False
+    stream: ThoughtStream = field(default_factory=ThoughtStream)
+    thought_tokens: int = 0
+    began: float | None = None  # when its first text came
 
 
 class Dialogue:
-    """The chat on the screen and all replies that are being written. ``sampling`` is what the next reply uses."""
+    """The chat on the screen and all replies that are being written.
+
+    ``sampling`` is what the next reply uses, ``start`` what it begins with.
+    """
 
     def __init__(
         self, client: EngineLink, observed: Observed, view: View, records: Records, work: Work, preparer: Preparer | None = None
     ) -> None:
         self._client = client
         self._observed = observed
-        self._view = view
-        self._records = records
+        self.view = view
+        self.records = records
         self._work = work
         self._preparer = preparer or Preparer()
         self._noted: set[str] = set()  # what was said already about templates
         self._writings: dict[str, Writing] = {}  # by job
         self._waiting: list[Writing] = []  # for a model
-        self._editing: str | None = None
         self._dropped: dict[str, int] = {}  # chat -> messages that the last prompt left out
         self.conversation = records.new_chat()
         self.sampling = Sampling()
         self.max_new_tokens: int | None = None
+        self.start = ""
+        self.system = ""  # of a new chat
+        self.revision = Revision(self)
 
     # ── what is on the screen ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def entries(self) -> list[Entry]:
         """The chat's branch that is read, as the transcript takes it."""
-        return [self._entry(message) for message in self.conversation.path()]
+        return [self.entry(message) for message in self.conversation.path()]
 
     @property
     def writing(self) -> Writing | None:
-        """The reply of this chat that is being written."""
+        """The reply of this chat that is being written, or the first of several."""
         return next((w for w in self._all_writings() if w.conversation is self.conversation), None)
+
+    def may_change(self) -> bool:
+        """Whether this chat can be changed; if not, because a reply is being written, the person is told."""
+        if self.writing is not None:
+            self.view.tell("A reply is being written.", "Esc stops it.")
+        return self.writing is None
 
     @property
     def busy(self) -> bool:
@@ -90,28 +109,29 @@ class Dialogue:
     def _all_writings(self) -> list[Writing]:
         return [*self._writings.values(), *self._waiting]
 
-    def _entry(self, message: Message) -> Entry:
+    def entry(self, message: Message) -> Entry:
         mine = message.role == "user"
         versions = self.conversation.siblings(message.id)
         place = f"◂ {versions.index(message) + 1}/{len(versions)} ▸" if len(versions) > 1 else ""
-        meta = "   ".join(part for part in (place, "" if mine else reply_figures(message)) if part)
+        fate = "pinned" if message.pinned else "not sent" if message.dropped else ""
+        meta = "   ".join(part for part in (fate, place, "" if mine else reply_figures(message)) if part)
         name = "you" if mine else message.model or message.role
-        return Entry(message.id, message.role, name, message.text, meta, message.state, message.note)
+        return Entry(message.id, message.role, name, message.text, meta, message.state, message.note, thought_figures(message))
 
-    def _show(self) -> None:
-        self._view.show(self.entries(), [m.text for m in self.conversation.path() if m.role == "user"])
+    def show(self) -> None:
+        self.view.show(self.entries(), [m.text for m in self.conversation.path() if m.role == "user"])
 
     # ── chats ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def new_chat(self) -> None:
         """An empty chat. One that is empty already stays."""
-        self._editing = None
+        self.revision.leave()
         if len(self.conversation):
-            self.conversation = self._records.new_chat()
+            self.conversation = self._empty()
             self._observed.forget_figures()
-            self._view.put_prompt("")
-        self._show()
-        self._view.chats_changed()
+            self.view.put_prompt("")
+        self.show()
+        self.view.chats_changed()
 
     def open(self, id: str, *, keep_prompt: bool = False) -> None:
         """Show the chat ``id``. One whose reply is being written is taken as it is, not from the disk.
@@ -122,16 +142,16 @@ class Dialogue:
         if live is not None:
             self._opened((live, ""), keep_prompt)
         elif id != self.conversation.id:
-            self._work(lambda: self._records.load(id), lambda found: self._opened(found, keep_prompt), self._failed)
+            self._work(lambda: self.records.load(id), lambda found: self._opened(found, keep_prompt), self._failed)
 
     def _opened(self, found: tuple[Conversation, str], keep_prompt: bool) -> None:
-        self._editing = None
+        self.revision.leave()
         self.conversation, draft = found
         if not keep_prompt:
-            self._view.put_prompt(draft)
+            self.view.put_prompt(draft)
         self._observed.forget_figures()
-        self._show()
-        self._view.chats_changed()
+        self.show()
+        self.view.chats_changed()
 
     def writes(self, id: str) -> bool:
         """Whether a reply is being written in the chat ``id``."""
@@ -139,77 +159,112 @@ class Dialogue:
 
     def forget(self) -> None:
         """The chat on the screen was deleted: an empty one takes its place."""
-        self.conversation = self._records.new_chat()
+        self.conversation = self._empty()
         self._observed.forget_figures()
-        self._show()
+        self.show()
+
+    def _empty(self) -> Conversation:
+        conversation = self.records.new_chat()
+        conversation.system = self.system
+        return conversation
 
     def _failed(self, error: ExltuiError) -> None:
-        self._view.tell(str(error), error.hint, error=True)
+        self.view.tell(str(error), error.hint, error=True)
 
     def keep_draft(self, text: str) -> None:
         """What stands in the prompt now; it is there again when the chat is."""
-        if self._editing is None and (text or len(self.conversation)):
-            self._records.save_draft(self.conversation, text)
+        if not self.revision.what and (text or len(self.conversation)):
+            self.records.save_draft(self.conversation, text)
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send(self, text: str) -> None:
         """A message of the person: it is saved, shown, and answered."""
-        if not text.strip():
+        if self.revision.what:
+            self.revision.take(text)
+        elif not text.strip():
             return
-        if self.writing is not None:
-            self._view.put_prompt(text)
-            self._view.tell("A reply is being written.", "Esc stops it.")
-            return
-        conversation = self.conversation
-        if self._editing is not None and self._editing in conversation:
-            message = conversation.edit(self._editing, text)
-            self._editing = None
-            self._records.save(conversation, message)
-            self._show()
+        elif not self.may_change():
+            self.view.put_prompt(text)
         else:
-            message = conversation.add("user", text)
-            self._records.save(conversation, message)
-            self._view.add(self._entry(message))
-        self._reply_to(message.id)
+            message = self.conversation.add("user", text)
+            self.records.save(self.conversation, message)
+            self.view.add(self.entry(message))
+            self.reply_to(message.id)
 
     def regenerate(self, id: str | None) -> None:
         """Have the reply ``id``, or the one to the message ``id``, written again beside the old one."""
         id = id or self.conversation.head
-        if id is None or id not in self.conversation:
-            return
-        if self.writing is not None:
-            self._view.tell("A reply is being written.", "Esc stops it.")
-            return
-        self._reply_to(id)
+        if id is not None and id in self.conversation and self.may_change():
+            self.reply_to(id)
 
-    def _reply_to(self, id: str) -> None:
+    def go_on(self) -> None:
+        """Have the last reply continued where it ends, or a message without a reply answered."""
+        head = self.conversation.head
+        if head is None or not self.may_change():
+            return
+        if self.conversation[head].role == "user":
+            self.reply_to(head)
+            return
+        reply = self.conversation.resume(head)
+        self.records.save(self.conversation, reply)
+        self.show()
+        self._start(Writing(self.conversation, reply.id, new_id(), self.sampling))
+
+    def candidates(self, id: str | None, samplings: Sequence[Sampling]) -> list[str]:
+        """Have several replies written at once, all of them versions; their ids. None of them if something stands against it."""
+        id = id or self.conversation.head
+        if id is None or id not in self.conversation or not self.may_change():
+            return []
+        parent = self.conversation[id].parent if self.conversation[id].role == "assistant" else id
+        return [self._new_reply(parent or id, sampling) for sampling in samplings]
+
+    def reply_to(self, id: str) -> None:
+        """Have the message ``id`` answered, or the reply ``id`` written again."""
+        self._new_reply(id, self.sampling)
+
+    def _new_reply(self, id: str, sampling: Sampling) -> str:
         conversation = self.conversation
         loaded, loading = self._observed.loaded, self._observed.loading
         conversation.model = loaded.name if loaded else PurePath(loading.model_dir).name if loading else ""
-        reply = conversation.regenerate(id, model=conversation.model, sampling=self.sampling)
-        self._records.save(conversation, reply)
+        reply = conversation.regenerate(id, model=conversation.model, sampling=sampling)
+        if self.start:
+            reply = conversation.append_text(reply.id, self.start)
+            self.start = ""
+        self.records.save(conversation, reply)
         if len(conversation.siblings(reply.id)) > 1:
-            self._show()
+            self.show()
         else:
-            self._view.add(self._entry(reply))
-        writing = Writing(conversation, reply.id, new_id())
-        self._view.chats_changed()
-        if loaded is None:
-            self._waiting.append(writing)
-            if self._observed.loading is not None:
-                self._view.tell(WAITING)
-            else:
-                self._view.want_model()
-        else:
+            self.view.add(self.entry(reply))
+        self._start(Writing(conversation, reply.id, new_id(), sampling))
+        return reply.id
+
+    def _start(self, writing: Writing) -> None:
+        """Send a reply on its way, or have it wait for a model."""
+        self.view.chats_changed()
+        loaded = self._observed.loaded
+        if loaded is not None:
             self._order(writing, loaded)
+            return
+        self._waiting.append(writing)
+        if self._observed.loading is not None:
+            self.view.tell(WAITING)
+        else:
+            self.view.want_model()
+
+    def order(self, conversation: Conversation, leaf: str | None, loaded: protocol.Loaded) -> Order:
+        """What the path to ``leaf`` makes of a prompt for this model."""
+        turns = tuple(conversation.turns(leaf)) if leaf is not None or conversation.system else ()
+        options = dict(conversation.options)
+        return Order(new_id(), turns, loaded.model_dir, loaded.context, self.sampling, self.max_new_tokens, options=options)
 
     def _order(self, writing: Writing, loaded: protocol.Loaded) -> None:
         self._writings[writing.job] = writing
         conversation = writing.conversation
-        parent = conversation[writing.reply].parent
-        turns = tuple(conversation.turns(parent))
-        order = Order(writing.job, turns, loaded.model_dir, loaded.context, self.sampling, self.max_new_tokens)
+        reply = conversation[writing.reply]
+        order = self.order(conversation, reply.parent, loaded)
+        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text)
+        writing.stream.feed(reply.text)
         self._work(
             lambda: self._preparer.prepare(order),
             lambda prepared: self._submit(writing, prepared),
@@ -222,10 +277,12 @@ class Dialogue:
             return
         if prepared.dropped and self._dropped.get(writing.conversation.id) != prepared.dropped:
             self._dropped[writing.conversation.id] = prepared.dropped
-            self._view.tell(f"The chat is longer than the context: its first {prepared.dropped} messages were left out of this prompt.")
+            self.view.tell(f"The chat is longer than the context: its first {prepared.dropped} messages were left out of this prompt.")
         if prepared.note and prepared.note not in self._noted:
             self._noted.add(prepared.note)
-            self._view.tell(prepared.note)
+            self.view.tell(prepared.note)
+        if prepared.opening:
+            self._grow(writing, prepared.opening, 0)
         writing.submitted = True
         command = protocol.Submit(prepared.job)
         self._observed.sent(command)
@@ -235,22 +292,21 @@ class Dialogue:
 
     def stop(self) -> bool:
         """Stop the reply of this chat; False if none is being written."""
-        writing = self.writing
-        if writing is None:
-            return False
-        writing.cancelled = True
-        if writing in self._waiting:
-            self._waiting.remove(writing)
-            self._end(writing, "stopped")
-        elif writing.submitted:
-            self._client.send(protocol.Cancel(writing.job))
-        return True
+        mine = [writing for writing in self._all_writings() if writing.conversation is self.conversation]
+        for writing in mine:
+            writing.cancelled = True
+            if writing in self._waiting:
+                self._waiting.remove(writing)
+                self._end(writing, "stopped")
+            elif writing.submitted:
+                self._client.send(protocol.Cancel(writing.job))
+        return bool(mine)
 
     def close(self) -> None:
         """Leave: keep what there is of every reply."""
         for writing in self._all_writings():
             self._client.send(protocol.Cancel(writing.job))
-            self._records.save(writing.conversation, writing.conversation.finish(writing.reply, "stopped"))
+            self.records.save(writing.conversation, writing.conversation.finish(writing.reply, "stopped"))
         self._writings.clear()
         self._waiting.clear()
 
@@ -267,9 +323,7 @@ class Dialogue:
 
     def _job_event(self, writing: Writing, event: protocol.Text | protocol.Done | protocol.Failed) -> None:
         if isinstance(event, protocol.Text):
-            self._records.save(writing.conversation, writing.conversation.append_text(writing.reply, event.text))
-            if writing.conversation is self.conversation:
-                self._view.feed(writing.reply, event.text)
+            self._grow(writing, event.text, event.tokens)
         elif isinstance(event, protocol.Done):
             reason = event.stats.stop_reason
             note = "The context is full: the reply ends here." if reason == "context_full" else ""
@@ -277,70 +331,29 @@ class Dialogue:
         else:
             self._end(writing, "failed", note=" ".join(part for part in (event.error, event.hint) if part))
 
+    def _grow(self, writing: Writing, text: str, tokens: int) -> None:
+        """Text has come: save and show it, and count what of it is thought."""
+        conversation, here = writing.conversation, writing.conversation is self.conversation
+        now = self._observed.clock()
+        writing.began = now if writing.began is None else writing.began
+        before = writing.stream.thinking
+        writing.stream.feed(text)
+        if before or writing.stream.thinking:
+            writing.thought_tokens += tokens
+            conversation.note_thought(writing.reply, writing.thought_tokens, now - writing.began)
+        self.records.save(conversation, conversation.append_text(writing.reply, text))
+        if here:
+            self.view.feed(writing.reply, text)
+            if writing.stream.thinks:
+                self.view.thought(writing.reply, thought_figures(conversation[writing.reply]))
+
     def _end(self, writing: Writing, state: Any, stats: protocol.Stats | None = None, note: str = "") -> None:
         self._writings.pop(writing.job, None)
         message = writing.conversation.finish(writing.reply, state, stats=stats, note=note)
-        self._records.save(writing.conversation, message)
+        self.records.save(writing.conversation, message)
         if writing.conversation is self.conversation:
-            self._view.finish(self._entry(message))
-        self._view.chats_changed()
-
-    # ── branches ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def edit(self, id: str | None) -> None:
-        """Put the message into the prompt; what is sent next becomes another version of it. Without ``id``: the last of the person."""
-        path = [message for message in self.conversation.path() if message.role == "user"]
-        chosen = next((message for message in path if message.id == id), path[-1] if path and id is None else None)
-        if chosen is None:
-            self._view.tell("Only your own messages can be edited.")
-            return
-        self._editing = chosen.id
-        self._view.put_prompt(chosen.text)
-
-    @property
-    def editing(self) -> bool:
-        """Whether what is sent next replaces a message."""
-        return self._editing is not None
-
-    def stop_editing(self) -> None:
-        """The next message is a new one again."""
-        self._editing = None
-
-    def step_sibling(self, id: str | None, step: int) -> str | None:
-        """Show the version before or after that of message ``id`` (without it: the last fork). The version's id if there is one."""
-        if self.writing is not None:
-            return None
-        path = self.conversation.path()
-        forks = [message for message in path if len(self.conversation.siblings(message.id)) > 1 and id in (None, message.id)]
-        if not forks:
-            return None
-        versions = self.conversation.siblings(forks[-1].id)
-        at = versions.index(forks[-1]) + step
-        if not 0 <= at < len(versions):
-            return None
-        self.conversation.select(versions[at].id)
-        self._records.save(self.conversation)
-        self._show()
-        return versions[at].id
-
-    def delete(self, id: str | None) -> None:
-        """Take out a message and what follows; ``undo`` brings it back."""
-        id = id or self.conversation.head
-        if id is None or id not in self.conversation or self.writing is not None:
-            return
-        deletion = self.conversation.delete(id)
-        self._records.delete_messages(self.conversation, deletion)
-        self._show()
-        self._view.tell(f"{len(deletion.messages)} deleted." if len(deletion.messages) > 1 else "Deleted.", "U brings it back.")
-
-    def undo(self) -> None:
-        """Bring back what was deleted last."""
-        deletion = self.conversation.undo() if self.writing is None else None
-        if deletion is None:
-            self._view.tell("There is nothing to bring back.")
-            return
-        self._records.restore_messages(self.conversation, deletion)
-        self._show()
+            self.view.finish(self.entry(message))
+        self.view.chats_changed()
 
 
 def reply_figures(message: Message) -> str:
@@ -352,3 +365,10 @@ def reply_figures(message: Message) -> str:
     if stats.decode_seconds > 0 and stats.new_tokens > 1:
         parts.append(f"{figures.rate(stats.new_tokens / stats.decode_seconds)}/s")
     return " · ".join(parts)
+
+
+def thought_figures(message: Message) -> str:
+    """How long a reply thought, as far as it is known."""
+    if not message.thought_tokens:
+        return ""
+    return f"{figures.count(message.thought_tokens)} tokens, {figures.duration(message.thought_seconds)}"

@@ -1,4 +1,4 @@
-"""The command palette: every action of the app, with its keys."""
+"""The command palette: every action of the app, with its keys and its slash command."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from exltui.app.keys import APP_ACTIONS, Action, keys_name
+from exltui.app.actions import ALL
+from exltui.app.keys import Action, keys_name
 
 
 class Actions(Provider):
-    """Offers ``keys.APP_ACTIONS``."""
+    """Offers ``actions.ALL``."""
 
     async def discover(self) -> Hits:
         for action in self._actions():
-            yield DiscoveryHit(_title(action), partial(self.app.run_action, action.action), help=action.help)
+            yield DiscoveryHit(_title(action), partial(self.app.run_action, f"app.do('{action.id}')"), help=action.help)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
@@ -24,15 +25,16 @@ class Actions(Provider):
                 yield Hit(
                     score,
                     matcher.highlight(_title(action)),
-                    partial(self.app.run_action, action.action),
+                    partial(self.app.run_action, f"app.do('{action.id}')"),
                     text=action.label,
                     help=action.help,
                 )
 
     @staticmethod
     def _actions() -> list[Action]:
-        return [action for action in APP_ACTIONS if action.palette]
+        return [action for action in ALL if action.palette]
 
 
 def _title(action: Action) -> str:
-    return f"{action.label}  ({keys_name(action.keys)})" if action.keys else action.label
+    ways = ", ".join(part for part in (keys_name(action.keys), f"/{action.command}" if action.slash else "") if part)
+    return f"{action.label}  ({ways})" if ways else action.label

@@ -34,7 +34,14 @@ class Parts:
     keymap: dict[str, str] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     options: LoadOptions = field(default_factory=LoadOptions)
+    presets: dict[str, Sampling] = field(default_factory=dict)  # the person's own
+    systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
+    system: str = ""  # the system prompt of a new chat
+    max_new_tokens: int | None = None
+    signs: str = "unicode"
+    titles: bool = False  # whether the model gives chats their titles
     model: str = ""  # name or path of the model to load first
+    start_model: str = ""  # the one that the settings name
     session: str = ""  # id of the chat to open first
     notices: list[ExltuiError] = field(default_factory=list)  # what went wrong before there was a screen
     remember: Callable[[str, Any], None] = _keep_nothing  # keep a setting for the next start

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from exltui.app.panes.sessions import SessionRow
+from exltui.chat.export import from_json, to_json
 from exltui.chat.store import SessionStore
 from exltui.chat.tree import Conversation, Deletion, Message
 from exltui.chat.writer import StoreWriter
@@ -56,12 +58,43 @@ class Records:
         store = self._opened()
         if self._writer is not None:
             self._writer.flush(1.0)
+        listed = [SessionRow(i.id, i.title, i.updated, i.tags, i.pinned, i.archived) for i in store.sessions()]
         if not search.strip():
-            return [SessionRow(info.id, info.title, info.updated) for info in store.sessions()]
+            return sorted(listed, key=lambda row: (row.archived, not row.pinned))
+        tags = {word[1:].lower() for word in search.split() if word.startswith("#") and len(word) > 1}
+        rows = {row.id: row for row in listed if tags <= set(row.tags.lower().split())}
+        words = " ".join(word for word in search.split() if not word.startswith("#"))
+        if not words:
+            return list(rows.values())
         found: dict[str, SessionRow] = {}
-        for hit in store.search(search):
-            found.setdefault(hit.session, SessionRow(hit.session, hit.title, hit.updated))
+        for hit in store.search(words):
+            if hit.session in rows:
+                found.setdefault(hit.session, replace(rows[hit.session], snippet=hit.snippet if hit.message else ""))
         return list(found.values())
+
+    def prompts(self) -> list[str]:
+        """What the person wrote in all chats, the newest first."""
+        if self._writer is not None:
+            self._writer.flush(1.0)
+        return self._opened().prompts()
+
+    def duplicate(self, id: str) -> Conversation:
+        """A copy of a chat under new ids, saved. Raises StoreError."""
+        if self._writer is not None:
+            self._writer.flush(1.0)
+        copy = from_json(to_json(self._opened().load(id)))
+        copy.title = f"{copy.title} (copy)"
+        return self.take_in(copy)
+
+    def take_in(self, conversation: Conversation) -> Conversation:
+        """Save a whole chat that came from elsewhere."""
+        conversation.now = self._now
+        self._opened().save_all(conversation)
+        return conversation
+
+    def set_marks(self, row: SessionRow) -> None:
+        """Save the tags of a chat and whether it is pinned or archived."""
+        self._opened().set_marks(row.id, tags=row.tags, pinned=row.pinned, archived=row.archived)
 
     def load(self, id: str) -> tuple[Conversation, str]:
         """A chat and the draft that was left in it. Raises StoreError."""

@@ -88,7 +88,8 @@ class SessionStore:
                    (draft <> '' OR EXISTS (SELECT 1 FROM messages AS m WHERE m.session = s.id AND m.deleted IS NULL))
                    ORDER BY updated DESC, id LIMIT ?"""
         with self._reading() as db:
-            return [SessionInfo(*row[:6], bool(row[6]), bool(row[7])) for row in db.execute(query, (limit,))]
+            rows = db.execute(query, (limit,)).fetchall()
+        return [SessionInfo(*row) for row in rows]
 
     def prompts(self, limit: int = 2000) -> list[str]:
         """What the person wrote in any chat, each text once, the newest first."""
@@ -110,8 +111,9 @@ class SessionStore:
             ).fetchall()
         if head is None:
             raise StoreError(f"there is no chat {session}", "open the list of chats and choose one")
-        *fields, choices, options = head
-        header = Header(*fields, tuple(_strings(choices).items()), tuple(_strings(options).items()))
+        id, title, system, model, created, leaf, choices, options = head
+        both = (tuple(_strings(choices).items()), tuple(_strings(options).items()))
+        header = Header(id, title, system, model, created, leaf, *both)
         return Conversation.of(header, _connected([self._message(row) for row in rows]))
 
     def draft(self, session: str) -> str:

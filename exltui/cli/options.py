@@ -23,7 +23,7 @@ class AppOptions:
     models_dirs: tuple[Path, ...] = ()  # where to look for models; downloads go to the first
     load: LoadOptions = field(default_factory=LoadOptions)
     sampling: Sampling = field(default_factory=Sampling)
-    keys: dict[str, str] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)  # what else the file says
     problems: tuple[SettingsError, ...] = ()  # what is wrong with the settings file; the defaults are used then
 
 
@@ -42,7 +42,7 @@ def app_options(options: argparse.Namespace) -> AppOptions:
         models_dirs=tuple(model_folders(options, settings)),
         load=load_options(options, settings),
         sampling=settings.sampling,
-        keys=settings.keys,
+        settings=settings,
         problems=problems,
     )
 

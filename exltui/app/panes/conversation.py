@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
@@ -10,10 +9,9 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.strip import Strip
 
-from exltui.app.keys import MESSAGE_ACTIONS
+from exltui.app.actions import MESSAGE_ACTIONS
 from exltui.app.transcript import Transcript
 from exltui.app.widgets.prompt import PromptBox
 from exltui.text import one_line
@@ -23,14 +21,6 @@ class Talk(Transcript):
     """The transcript with message keys. They work on the message under the cursor, or the last one when there is no cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in MESSAGE_ACTIONS]
-
-    @dataclass
-    class Wanted(Message):
-        """A person wants ``what`` (copy, edit, regenerate, delete, undo, previous, next) done to message ``id``."""
-
-        what: str
-        id: str | None
-        block: int | None = None
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -48,27 +38,13 @@ class Talk(Transcript):
         elif event.key != "y":
             self._digit = None
 
-    def action_copy(self) -> None:
-        self._want("copy", self._digit)
-        self._digit = None
+    def take_digit(self) -> int | None:
+        """The digit that was pressed before this key."""
+        digit, self._digit = self._digit, None
+        return digit
 
-    def action_edit(self) -> None:
-        self._want("edit")
 
-    def action_regenerate(self) -> None:
-        self._want("regenerate")
-
-    def action_delete(self) -> None:
-        self._want("delete")
-
-    def action_undo(self) -> None:
-        self._want("undo")
-
-    def action_sibling(self, step: int) -> None:
-        self._want("next" if step > 0 else "previous")
-
-    def _want(self, what: str, block: int | None = None) -> None:
-        self.post_message(self.Wanted(what, self.current, block))
+HINT = "Enter sends · Ctrl+J new line · / commands"
 
 
 class ConversationPane(Vertical):
@@ -83,7 +59,7 @@ class ConversationPane(Vertical):
         with Vertical(id="talk"):
             yield Talk(id="transcript")
         with Vertical(id="asking") as asking:
-            asking.border_subtitle = "Enter sends · Ctrl+J new line"
+            asking.border_subtitle = HINT
             yield PromptBox(id="prompt")
 
     @property
@@ -98,6 +74,18 @@ class ConversationPane(Vertical):
         """Put the chat's title and the model's name into the frame."""
         self._title, self._model = one_line(title), one_line(model)
         self._draw_names()
+
+    def show_purpose(self, purpose: str) -> None:
+        """Say what is being written in the prompt; "" is the next message."""
+        asking = self.query_one("#asking")
+        asking.border_title = Content.styled(purpose, "$warning") if purpose else ""
+        asking.set_class(bool(purpose), "-purpose")
+
+    def show_budget(self, budget: tuple[str, bool]) -> None:
+        """Put the size of what would be sent, or a warning, into the frame of the prompt."""
+        text, warns = budget
+        asking = self.query_one("#asking")
+        asking.border_subtitle = Content.styled(text, "$warning bold") if warns else f"{text} · {HINT}" if text else HINT
 
     def on_resize(self) -> None:
         self._draw_names()

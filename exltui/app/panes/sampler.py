@@ -117,10 +117,10 @@ class SamplerPane(Widget, can_focus=True):
         self._set(getattr(self.defaults, self.field.name))
 
     def action_greedy(self) -> None:
-        self._take(replaced(self.sampling, "temperature", 0.0))
+        self.take(replaced(self.sampling, "temperature", 0.0))
 
     def action_all_defaults(self) -> None:
-        self._take(self.defaults)
+        self.take(self.defaults)
 
     def _commit(self) -> None:
         typed, self._typed = self._typed or "", None
@@ -132,9 +132,10 @@ class SamplerPane(Widget, can_focus=True):
             self._error = str(error)
 
     def _set(self, value: float | int | None) -> None:
-        self._take(replaced(self.sampling, self.field.name, value))
+        self.take(replaced(self.sampling, self.field.name, value))
 
-    def _take(self, sampling: Sampling) -> None:
+    def take(self, sampling: Sampling) -> None:
+        """Use these settings."""
         self._error = ""
         if sampling != self.sampling:
             self.sampling = sampling

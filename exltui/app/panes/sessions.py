@@ -22,11 +22,15 @@ from exltui.text import one_line
 
 @dataclass(frozen=True)
 class SessionRow:
-    """One chat in the list. ``updated`` in seconds since 1970."""
+    """One chat in the list. ``updated`` in seconds since 1970; ``snippet`` is where a search found it."""
 
     id: str
     title: str
     updated: float
+    tags: str = ""
+    pinned: bool = False
+    archived: bool = False
+    snippet: str = ""
 
 
 class SessionList(OptionList):
@@ -34,11 +38,16 @@ class SessionList(OptionList):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select", "Open", id="sessions.open"),
-        Binding("slash", "search", "Search all chats", id="sessions.search"),
-        Binding("n", "new", "New chat", id="sessions.new"),
+        Binding("slash", "search", "Search all chats; #tag finds a tag", id="sessions.search"),
+        Binding("n", "app.chat('new')", "New chat", id="sessions.new"),
         Binding("r", "rename", "Rename", id="sessions.rename"),
-        Binding("d,delete", "remove", "Delete", id="sessions.delete"),
-        Binding("u", "undo", "Undo the last deletion", id="sessions.undo"),
+        Binding("p", "app.chat('pinned')", "Pin to the top, or no longer", id="sessions.pin"),
+        Binding("a", "app.chat('archived')", "Archive, or take out of the archive", id="sessions.archive"),
+        Binding("t", "app.chat('tags')", "Tags", id="sessions.tags"),
+        Binding("c", "app.chat('duplicate')", "Duplicate", id="sessions.duplicate"),
+        Binding("A", "archive", "Show or hide the archive", id="sessions.show_archive"),
+        Binding("d,delete", "app.chat('delete')", "Delete", id="sessions.delete"),
+        Binding("u", "app.chat('undo')", "Undo the last deletion", id="sessions.undo"),
         Binding("j", "cursor_down", "Down", show=False),
         Binding("k", "cursor_up", "Up", show=False),
     ]
@@ -54,15 +63,8 @@ class SessionList(OptionList):
         if self.pane.chosen:
             self.pane.ask("rename")
 
-    def action_new(self) -> None:
-        self.post_message(SessionsPane.New())
-
-    def action_remove(self) -> None:
-        if row := self.pane.chosen:
-            self.post_message(SessionsPane.Deleted(row.id))
-
-    def action_undo(self) -> None:
-        self.post_message(SessionsPane.Undone())
+    def action_archive(self) -> None:
+        self.pane.toggle_archive()
 
 
 class SessionsPane(Vertical):
@@ -73,12 +75,6 @@ class SessionsPane(Vertical):
     @dataclass
     class Opened(Message):
         """A chat was chosen."""
-
-        id: str
-
-    @dataclass
-    class Deleted(Message):
-        """A chat is to go (and may come back)."""
 
         id: str
 
@@ -95,16 +91,12 @@ class SessionsPane(Vertical):
 
         text: str
 
-    class New(Message):
-        """An empty chat is wanted."""
-
-    class Undone(Message):
-        """The last deletion is to be taken back."""
-
     def __init__(self, now: Callable[[], float], *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._now = now
-        self.rows: list[SessionRow] = []
+        self.rows: list[SessionRow] = []  # as they are shown
+        self._all: list[SessionRow] = []
+        self._archive = False
         self._current: str | None = None
         self._asking = ""
         self.searched = ""
@@ -133,8 +125,13 @@ class SessionsPane(Vertical):
     def show(self, rows: Sequence[SessionRow], current: str | None) -> None:
         """Show these chats, keeping the cursor on its chat."""
         keep = self.chosen.id if self.chosen else current
-        self.rows, self._current = list(rows), current
+        self._all, self._current = list(rows), current
         self._fill(keep)
+
+    def toggle_archive(self) -> None:
+        """Show archived chats among the others, or not. A search finds them in any case."""
+        self._archive = not self._archive
+        self._fill(self.chosen.id if self.chosen else None)
 
     def on_resize(self) -> None:
         self._fill(self.chosen.id if self.chosen else None)
@@ -143,6 +140,9 @@ class SessionsPane(Vertical):
         width = self.list.content_region.width or self.content_size.width
         listed = self.list
         listed.clear_options()
+        self.rows = [row for row in self._all if self._archive or self.searched or not row.archived or row.id == self._current]
+        away = len(self._all) - len(self.rows)
+        self.border_subtitle = f"{away} archived · A shows" if away else ""
         if not self.rows:
             text = "Nothing found." if self.searched else "Chats appear here."
             listed.add_option(Option(Content.styled(f" {text}", "$text-muted"), disabled=True))
@@ -152,9 +152,16 @@ class SessionsPane(Vertical):
         listed.highlighted = ids.index(keep) if keep in ids else 0
 
     def _line(self, row: SessionRow, width: int) -> Content:
-        mark = Content.styled("● " if row.id == self._current else "  ", "$accent")
-        title = Content.styled(one_line(row.title) or "New chat", "bold" if row.id == self._current else "")
-        return spread(Content.assemble(mark, title), Content.styled(f" {figures.ago(row.updated, self._now())}", "$text-muted"), width)
+        mark = Content.styled("● " if row.id == self._current else "▪ " if row.pinned else "  ", "$accent")
+        look = "bold" if row.id == self._current else "$text-muted" if row.archived else ""
+        title = Content.assemble(
+            (one_line(row.title) or "New chat", look), (f" #{' #'.join(row.tags.split())}" if row.tags else "", "$secondary")
+        )
+        line = spread(Content.assemble(mark, title), Content.styled(f" {figures.ago(row.updated, self._now())}", "$text-muted"), width)
+        if not row.snippet:
+            return line
+        found = Content.styled(one_line(row.snippet), "$text-muted").truncate(max(4, width - 4), ellipsis=True)
+        return Content.assemble(line, "\n    ", found)
 
     def ask(self, what: str) -> None:
         """Open the input line for a ``search`` or a ``rename``."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
-from textual.widgets import Static
+from textual.screen import Screen
 
-from exltui.app.keys import APP_ACTIONS, keys_name
+from exltui.app.keys import Action, keys_name
+from exltui.app.screens.sheet import heading, row
 
 PLACES = {
     "transcript": "Messages",
@@ -54,50 +51,20 @@ def place_name(screen: Screen) -> str:
     return next((PLACES[node.id] for node in nodes if node.id in PLACES), "Keys")
 
 
-class HelpScreen(ModalScreen[None]):
-    """A sheet of keys. Esc, F1 or ? closes it."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f1,question_mark,q", "dismiss", "Close", show=False),
-        Binding("up,k", "scroll(-1)", show=False),
-        Binding("down,j", "scroll(1)", show=False),
-        Binding("pageup", "scroll(-10)", show=False),
-        Binding("pagedown,space", "scroll(10)", show=False),
-    ]
-
-    def __init__(self, title: str, rows: list[tuple[str, str]]) -> None:
-        super().__init__()
-        self._title = title
-        self._rows = rows
-
-    def compose(self) -> ComposeResult:
-        sheet = VerticalScroll(Static(self._sheet()), id="sheet")
-        sheet.border_title = f"Help · {self._title}"
-        sheet.border_subtitle = "Esc closes"
-        yield sheet
-
-    def action_scroll(self, lines: int) -> None:
-        self.query_one("#sheet").scroll_relative(y=lines, animate=False)
-
-    def _sheet(self) -> Content:
-        lines: list[Content] = []
-        if self._rows:
-            lines += [_heading(self._title), *(_row(keys, text) for keys, text in self._rows), Content("")]
-        group = ""
-        for action in APP_ACTIONS:
-            if not action.keys:
-                continue
-            if action.group != group:
-                lines += [Content("")] * bool(group) + [_heading(action.group)]
-                group = action.group
-            lines.append(_row(keys_name(action.keys), action.help))
-        lines += [Content(""), Content.styled(COPYING, "$text-muted")]
-        return Content("\n").join(lines)
-
-
-def _heading(text: str) -> Content:
-    return Content.styled(text, "bold $primary")
-
-
-def _row(keys: str, text: str) -> Content:
-    return Content.assemble((f"  {keys:<14}", "$accent"), f" {text}")
+def help_text(title: str, rows: list[tuple[str, str]], actions: Sequence[Action], keymap: dict[str, str]) -> Content:
+    """The keys of the place with the focus, then those that work everywhere, then the slash commands."""
+    lines: list[Content] = []
+    if rows:
+        lines += [heading(title), *(row(keys, text) for keys, text in rows), Content("")]
+    group = ""
+    for action in actions:
+        keys = keymap.get(action.id, action.keys)
+        if not keys:
+            continue
+        if action.group != group:
+            lines += [Content("")] * bool(group) + [heading(action.group)]
+            group = action.group
+        lines.append(row(keys_name(keys), action.help))
+    lines += [Content(""), heading("Commands, typed as a message")]
+    lines += [row(f"/{action.slash}", action.help) for action in actions if action.slash]
+    return Content("\n").join([*lines, Content(""), Content.styled(COPYING, "$text-muted")])

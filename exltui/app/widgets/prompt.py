@@ -51,6 +51,12 @@ class PromptBox(TextArea):
         self._pastes.clear()
         self._load(self._fold(text))
 
+    def take_in(self, text: str) -> None:
+        """Insert ``text`` at the cursor; a long one stands aside behind a mark."""
+        self.replace(self._fold(text), *self.selection, maintain_selection_offset=False)
+        self.scroll_cursor_visible()
+        self.focus()
+
     @property
     def full_text(self) -> str:
         """What would be sent: the text with long pastes put back in."""
@@ -92,10 +98,7 @@ class PromptBox(TextArea):
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()
         event.prevent_default()
-        text = self._fold(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        self.replace(text, *self.selection, maintain_selection_offset=False)
-        self.scroll_cursor_visible()
-        self.focus()
+        self.take_in(event.text.replace("\r\n", "\n").replace("\r", "\n"))
 
     def _fold(self, text: str) -> str:
         """``text`` as the box shows it: a long one is put aside and its mark takes its place."""

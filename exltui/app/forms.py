@@ -1,0 +1,132 @@
+"""The forms of the app: the settings file, and how a model is loaded. Both are made from the dataclasses that they fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from textual.content import Content
+
+from exltui import paths
+from exltui.app.screens.form import FormScreen, Row
+from exltui.errors import SettingsError
+from exltui.protocol import LoadOptions
+from exltui.settings import Settings
+
+if TYPE_CHECKING:
+    from exltui.app.app import ExltuiApp
+
+LENGTHS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+LOAD_HELP = {
+    "device": "Where the model runs; empty: the first GPU if there is one.",
+    "length": "Context in tokens; empty: the model's own, at most 8,192.",
+    "cache": "Bits of the key/value cache: less memory, a little less exact.",
+    "chunk_size": "Prompt tokens read in one pass.",
+    "threads": "Processor threads; empty: as many as there are cores.",
+    "rope_scale": "Linear scale of the positions, for a context longer than the model was trained with.",
+    "rope_alpha": "NTK alpha, the other way to a longer context.",
+    "draft_model": "A smaller model of the same vocabulary that guesses ahead.",
+    "loras": "Adapters that are loaded with the model: DIR or DIR:SCALE, with commas.",
+}
+CHOICES: dict[str, tuple[Any, ...]] = {"length": LENGTHS, "cache": ("fp16", "q8", "q6", "q4")}
+
+
+def typed_row(key: str, hint: object, help: str, group: str, choices: Sequence[Any] = ()) -> Row:
+    """The row for a field of this kind."""
+    kind = next((k for k in typing.get_args(hint) if k is not type(None)), str) if isinstance(hint, types.UnionType) else hint
+    label = key.replace("_", " ")
+    if kind is bool:
+        return Row(key, label, help, group, (False, True), show=lambda value: "yes" if value else "no")
+    if choices:
+        return Row(key, label, help, group, tuple(choices), show=shown)
+    return Row(key, label, help, group, parse=parser(label, kind), show=shown)
+
+
+def shown(value: Any) -> str:
+    """A value as the form writes it."""
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(str(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def parser(label: str, kind: object) -> Callable[[str], Any]:
+    """Makes a value of this kind from what was typed; raises SettingsError."""
+
+    def parse(text: str) -> Any:
+        try:
+            if kind is int:
+                return int(text.replace(",", ""))
+            if kind is float:
+                return float(text)
+        except ValueError:
+            raise SettingsError(f"{label}: {text!r} is not a {'whole number' if kind is int else 'number'}.") from None
+        if typing.get_origin(kind) is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        return text
+
+    return parse
+
+
+def load_rows(devices: Sequence[str]) -> list[Row]:
+    """One row for each of the options of a load."""
+    hints = typing.get_type_hints(LoadOptions)
+    choices = {**CHOICES, "device": (None, *devices)}
+    return [
+        typed_row(field.name, hints[field.name], LOAD_HELP.get(field.name, ""), "Loading", choices.get(field.name, ()))
+        for field in dataclasses.fields(LoadOptions)
+    ]
+
+
+def as_values(data: Any) -> dict[str, Any]:
+    """The fields of a dataclass, one level deep."""
+    return {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+
+
+def settings_form(app: ExltuiApp) -> FormScreen:
+    """The settings file: what is changed is used at once where that can be, and is in the file."""
+    parts, load = app.parts, app.parts.options
+    themes = tuple(theme.name for theme in parts.themes)
+    rows = [
+        Row("theme", "theme", "How the app looks; Ctrl+P Theme shows them live.", "App", themes),
+        Row(
+            "signs",
+            "signs",
+            "Signs for lines and marks: what the terminal can, or plain ASCII. From the next start.",
+            "App",
+            ("auto", "unicode", "ascii"),
+        ),
+        Row(
+            "titles",
+            "titles",
+            "Whether the model gives chats their titles while it is idle.",
+            "App",
+            (False, True),
+            show=lambda v: "yes" if v else "no",
+        ),
+        Row("model", "model", "Name or path of the model to load at the start; empty: the last one.", "App"),
+        Row("system", "system prompt", "The system prompt of a new chat.", "Chats"),
+        typed_row("max_new_tokens", int, "Longest reply in tokens; empty: until the context is full.", "Chats"),
+        *load_rows(app.observed.host.devices if app.observed.host else ()),
+    ]
+    defaults = {**as_values(Settings()), **as_values(LoadOptions())}
+    values = {**as_values(load), "theme": app.theme, "signs": parts.signs, "titles": parts.titles, "system": parts.system}
+    values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens}
+
+    def changed(key: str, value: Any) -> None:
+        if key == "theme":
+            app.theme = value
+        elif hasattr(LoadOptions(), key):
+            app.parts.options = dataclasses.replace(app.parts.options, **{key: value})
+            app.remember("load", app.parts.options)
+        else:
+            setattr(parts, "start_model" if key == "model" else key, value)
+            app.dialogue.max_new_tokens = parts.max_new_tokens
+            app.remember(key, value)
+
+    file = Content.styled(str(paths.settings_file()), "$text-disabled")
+    return FormScreen("Settings", rows, values, defaults, changed=changed, about=lambda _: [file])

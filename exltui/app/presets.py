@@ -1,0 +1,149 @@
+"""Sampler presets, comparisons of two of them, and words that are to be likelier or not to be at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exltui.app.fields import BY_NAME, changed, replaced
+from exltui.app.screens.pick import Choice, PickScreen
+from exltui.errors import SamplingError
+from exltui.protocol import Sampling
+from exltui.text import one_line
+
+if TYPE_CHECKING:
+    from exltui.app.app import ExltuiApp
+
+BUILT_IN = {
+    "default": Sampling(),
+    "precise": Sampling(temperature=0.2, top_k=20, top_p=0.8),
+    "balanced": Sampling(temperature=0.7, top_k=50, top_p=0.95, min_p=0.05),
+    "creative": Sampling(temperature=1.1, top_k=0, top_p=1.0, min_p=0.08),
+    "greedy": Sampling(temperature=0.0),
+}
+
+
+def difference(sampling: Sampling, other: Sampling) -> str:
+    """What changes from ``sampling`` to ``other``, in a line."""
+    names = sorted(changed(other, sampling), key=list(BY_NAME).index)
+    parts = [f"{BY_NAME[n].label} {BY_NAME[n].text(getattr(sampling, n))} → {BY_NAME[n].text(getattr(other, n))}" for n in names]
+    return " · ".join(parts) or "the same as now"
+
+
+class PresetDesk:
+    """Applies, keeps and compares settings. Those of a person are in the settings file."""
+
+    def __init__(self, app: ExltuiApp) -> None:
+        self._app = app
+
+    @property
+    def all(self) -> dict[str, Sampling]:
+        """The built-in presets, the model's own, and the person's, by name."""
+        own = self._app.desk.model_sampling
+        return {**BUILT_IN, **({"the model's own": own} if own is not None else {}), **self._app.parts.presets}
+
+    def name_of(self, sampling: Sampling) -> str:
+        """The preset that these settings are, or ""."""
+        return next((name for name, preset in reversed(self.all.items()) if preset == sampling), "")
+
+    def choose(self, name: str) -> None:
+        """Apply a preset by name, or show them all with what each would change."""
+        if name:
+            self._apply(name)
+            return
+        now = self._app.dialogue.sampling
+
+        def take(key: str | None) -> None:
+            if key is not None and key.startswith("delete:"):
+                self._delete(key.removeprefix("delete:"))
+            elif key is not None:
+                self._apply(key)
+
+        choices = [
+            Choice(name, name, "" if name in self._app.parts.presets else "built in", "●" * (preset == now), difference(now, preset))
+            for name, preset in self.all.items()
+        ]
+        at = self.name_of(now)
+        self._app.push_screen(PickScreen("Sampler presets", choices, at=at, keys={"delete": "delete"}), take)
+
+    def _apply(self, name: str) -> None:
+        preset = self.all.get(name)
+        if preset is None:
+            self._app.tell(f"There is no preset {one_line(name, 40)}.", f"There are {', '.join(self.all)}.", error=True)
+            return
+        before = self._app.dialogue.sampling
+        self._app.main.sampler.take(preset)
+        self._app.tell(f"{name}: {difference(before, preset)}")
+
+    def _delete(self, name: str) -> None:
+        if self._app.parts.presets.pop(name, None) is None:
+            self._app.tell("Only your own presets can be deleted.")
+        else:
+            self._app.remember("presets", dict(self._app.parts.presets))
+            self._app.tell(f"Deleted {name}.")
+
+    def save(self, name: str) -> None:
+        """Keep the settings of the pane under a name."""
+
+        def keep(text: str) -> None:
+            if text in BUILT_IN:
+                self._app.tell(f"{text} is built in.", "Take another name.", error=True)
+                return
+            self._app.parts.presets[text] = self._app.dialogue.sampling
+            self._app.remember("presets", dict(self._app.parts.presets))
+            self._app.main.sampler.refresh()
+            self._app.tell(f"Saved as {text}.")
+
+        if name:
+            keep(name)
+        else:
+            self._app.looks.ask("Name of the preset", keep)
+
+    def compare(self, names: str) -> None:
+        """Two replies side by side, each with a preset of its own."""
+        if names:
+            wanted = names.split()
+            unknown = [name for name in wanted if name not in self.all]
+            if len(wanted) != 2 or unknown:
+                hint = f"There are {', '.join(name for name in self.all if ' ' not in name)}."
+                self._app.tell("Name two presets: /compare precise creative.", hint, error=True)
+                return
+            self._app.messages.side_by_side([(name, self.all[name]) for name in wanted])
+            return
+
+        def take(key: str | None) -> None:
+            if key is not None:
+                now = self._app.dialogue.sampling
+                self._app.messages.side_by_side([(self.name_of(now) or "as now", now), (key, self.all[key])])
+
+        now = self._app.dialogue.sampling
+        choices = [Choice(name, name, about=difference(now, preset)) for name, preset in self.all.items()]
+        self._app.push_screen(PickScreen("Compare the settings of now with", choices), take)
+
+    def set_value(self, text: str) -> None:
+        """One setting by name: ``top_k 40``."""
+        name, _, value = text.strip().partition(" ")
+        field = BY_NAME.get(name) or next((field for field in BY_NAME.values() if field.label == name), None)
+        if field is None:
+            self._app.tell(f"There is no sampler setting {one_line(name, 40) or '…'}.", f"There are {', '.join(BY_NAME)}.", error=True)
+            return
+        try:
+            sampling = replaced(self._app.dialogue.sampling, field.name, field.parse(value))
+        except SamplingError as error:
+            self._app.fail(error)
+        else:
+            self._app.main.sampler.take(sampling)
+            self._app.tell(f"{field.label}: {field.text(getattr(sampling, field.name))}")
+
+    def bias(self, text: str) -> None:
+        """Words with what is added to their scores; ``ban`` for never."""
+
+        def take(answer: str | None) -> None:
+            if answer is not None:
+                self._app.dialogue.revision.set_option("bias", answer.strip())
+                self._app.tell(f"Bias: {one_line(answer, 80)}" if answer.strip() else "No bias.")
+
+        now = self._app.dialogue.conversation.options.get("bias", "")
+        if text:
+            take("" if text == "off" else text)
+        else:
+            self._app.looks.ask("Bias and bans of this chat", take, now, 'delve=ban, moon=+2, " however"=-3', empty=True)
