@@ -36,7 +36,6 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     load: LoadOptions = field(default_factory=LoadOptions)
     keys: dict[str, str] = field(default_factory=dict)  # action: keys, as the help screen names them
-    presets: dict[str, Sampling] = field(default_factory=dict)  # the person's own sampler presets
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None  # longest reply; None: until the context is full
@@ -103,6 +102,18 @@ def save_preset(name: str, values: Sampling) -> Path:
     return file
 
 
+def delete_preset(name: str) -> bool:
+    """Take away one of the user's presets; False if there is none of that name. Raises SettingsError."""
+    file = paths.presets_dirs()[0] / f"{name}.toml"
+    if name not in preset_names() or not file.is_file():
+        return False
+    try:
+        file.unlink()
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be deleted: {error}", "check who owns the folder") from error
+    return True
+
+
 def remember(key: str, value: Any, file: Path | None = None) -> None:
     """Set one key of the settings file and keep all else in it, comments included. A dataclass becomes a table; of it only what differs
     from the defaults is written. Raises SettingsError if the file cannot be read or written.
@@ -119,7 +130,7 @@ def remember(key: str, value: Any, file: Path | None = None) -> None:
         elif value is None:
             document.pop(key, None)
         else:
-            document[key] = _plain(value)
+            document[key] = list(value) if isinstance(value, tuple) else value
         changed = tomlkit.dumps(document)
         if changed == text:
             return
@@ -129,16 +140,6 @@ def remember(key: str, value: Any, file: Path | None = None) -> None:
         new.replace(file)
     except (OSError, UnicodeDecodeError, tomlkit.exceptions.TOMLKitError) as error:
         raise SettingsError(f"{file}: {key} cannot be saved: {error}", "check the file and the room on its disk") from error
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as TOML has it. Of a dataclass only what differs from its defaults."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (each.name for each in dataclasses.fields(value))
-        return {name: now for name in names if (now := getattr(value, name)) != getattr(type(value)(), name)}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _set_table(document: Any, key: str, value: Any) -> None:
@@ -172,12 +173,6 @@ def _value(hint: Any, value: Any, file: Path, key: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         return tuple(_of(str, item, file, f"{key}, entry {i + 1}") for i, item in enumerate(_of(list, value, file, key)))
-    if origin is dict and dataclasses.is_dataclass(kind := typing.get_args(hint)[1]):
-        tables = _of(dict, value, file, key)
-        return {
-            name: _build(typing.cast(type, kind), _of(dict, item, file, f"{key}.{name}"), file, f"{key}.{name}.")
-            for name, item in tables.items()
-        }
     if origin is dict:
         return {name: _of(str, item, file, f"{key}.{name}") for name, item in _flat(_of(dict, value, file, key)).items()}
     return float(_of(float, value, file, key)) if hint is float else _of(hint, value, file, key)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from textual.pilot import Pilot
 
-from exltui import paths
+from exltui import paths, protocol
 from exltui.app.app import ExltuiApp
 from exltui.app.library import Library
 from exltui.app.parts import Parts
 from exltui.app.prepare import Order, Prepared, Preparer
 from exltui.app.records import Records
 from exltui.app.themes import find_themes
+from exltui.chat.budget import Budget, shares
+from exltui.chat.tree import Message
 from exltui.client import ReplayClient
 from exltui.models.catalog import ModelInfo
 from exltui.protocol import JobSpec
@@ -58,23 +62,91 @@ class PlainPreparer(Preparer):
         super().__init__()
         self.orders: list[Order] = []
         self.error: Exception | None = None
+        self.opening = ""  # what the template leaves open at the end of the prompt
+        self.context = 512
 
     def prepare(self, order: Order) -> Prepared:
         self.orders.append(order)
         if self.error is not None:
             raise self.error
-        return Prepared(JobSpec(order.job, prompt=str(order.turns), sampling=order.sampling))
+        prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in order.turns)
+        return Prepared(JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling), opening=self.opening)
+
+    def budget(self, order: Order, path: tuple[Message, ...], draft: str) -> Budget:
+        """A word is a token, and the oldest messages are cut where the context is too small."""
+        system = order.turns[0].content if order.turns and order.turns[0].role == "system" else ""
+        cut: set[str] = set()
+        while True:
+            found = shares(system, path, draft, cut, lambda text: len(text.split()), keep_thoughts=False)
+            tokens = 4 + sum(share.tokens for share in found if share.fate in ("sent", "pinned"))
+            movable = [share.id for share in found if share.fate == "sent" and share.id]
+            if tokens <= self.context or not movable:
+                return Budget(found, tokens, self.context, 16)
+            cut.add(movable[0])
+
+
+class Speaker:
+    """An engine that says what it is given: one of ``replies`` for each job, a word at every look, with the figures of a real one."""
+
+    def __init__(self, replies: list[str]) -> None:
+        self.replies = deque(replies)
+        self.sent: list[protocol.Command] = []
+        self._events: deque[protocol.Event] = deque([protocol.HostUp("2.13.0", ("cpu",), native=True)])
+        self._jobs: dict[str, deque[str]] = {}
+        self._said: dict[str, int] = {}
+
+    def start(self) -> None: ...
+
+    def send(self, command: protocol.Command) -> None:
+        self.sent.append(command)
+        if isinstance(command, protocol.Load):
+            self._events.append(
+                protocol.Loaded(
+                    command.id, command.model_dir, "smollm2-135m", "LlamaForCausalLM", "f16", 16.0, 134_515_008, 512, 8192, "cpu",
+                    269_030_016, 11_796_480, 0.5,
+                )
+            )  # fmt: skip
+        elif isinstance(command, protocol.Submit):
+            words = re.findall(r"\s*\S+", self.replies.popleft() if self.replies else "Nothing more.")
+            self._jobs[command.job.id], self._said[command.job.id] = deque(words), 0
+            self._events += [protocol.Queued(command.job.id, 20), protocol.Prefill(command.job.id, 20, 20, 8)]
+        elif isinstance(command, protocol.Cancel) and command.id in self._jobs:
+            self._finish(command.id, "cancelled")
+
+    def _finish(self, id: str, reason: str) -> None:
+        del self._jobs[id]
+        self._events.append(protocol.Done(id, protocol.Stats(reason, 20, 8, self._said[id], 0.1, 0.1 * self._said[id], 7), ()))
+
+    def poll(self) -> list[protocol.Event]:
+        for id, words in list(self._jobs.items()):
+            if words:
+                self._said[id] += 1
+                self._events.append(protocol.Text(id, words.popleft(), 1))
+            else:
+                self._finish(id, "stop_token")
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def close(self) -> None: ...
 
 
 class Stage:
     """The app with everything around it. ``act`` gives what was put in."""
 
-    def __init__(self, log: str = "two_turns", models: list[ModelInfo] | None = None, chats: Path | None = None, **parts: object) -> None:
+    def __init__(
+        self,
+        log: str = "two_turns",
+        models: list[ModelInfo] | None = None,
+        chats: Path | None = None,
+        client: Speaker | None = None,
+        **parts: object,
+    ) -> None:
         os.environ["TZ"] = "UTC"
         time.tzset()
         self.clock = Clock()
         self.wall = Clock(NOON)
-        self.client = ReplayClient(EVENTS / f"{log}.jsonl", self.clock)
+        self.client = client or ReplayClient(EVENTS / f"{log}.jsonl", self.clock)
         self.library = FixedLibrary([STARTER] if models is None else models)
         self.preparer = PlainPreparer()
         self.records = Records(chats, self.wall)
@@ -140,6 +212,7 @@ class Stage:
 
     async def say(self, pilot: Pilot, text: str) -> None:
         """Type a message and send it."""
+        self.app.main.prompt.focus()
         self.app.main.prompt.put(text)
         await pilot.press("enter")
         await self.settle(pilot)

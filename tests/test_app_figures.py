@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from exltui import protocol
 from exltui.app import fields, figures
-from exltui.app.keys import ALL, APP_ACTIONS, check_keymap, key_name, keys_name
+from exltui.app.actions import ALL, APP_ACTIONS, COMMANDS, DO
+from exltui.app.keymap import places
+from exltui.app.keys import check_keymap, key_name, keys_name
 from exltui.app.observed import Observed
-from exltui.errors import SamplingError, SettingsError
+from exltui.errors import SamplingError
 from exltui.protocol import Sampling
 
 
@@ -131,21 +135,25 @@ def test_another_chat_shows_no_figures_of_the_last_one():
 # ── sampler fields ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_field_is_a_sampling_setting():
-    import dataclasses
-
-    assert {f.name for f in fields.FIELDS} <= {f.name for f in dataclasses.fields(Sampling)}
+def test_every_setting_is_in_the_pane_once():
+    shown = [field.name for _, group in fields.grouped() for field in group]
+    assert sorted(shown) == sorted(f.name for f in dataclasses.fields(Sampling))
 
 
 @pytest.mark.parametrize("field", fields.FIELDS, ids=lambda field: field.name)
 def test_stepping_stays_in_the_range_and_off_is_allowed(field):
     value = getattr(Sampling(), field.name)
     for steps in (-10_000, 1, 10_000):
-        stepped = field.stepped(value, steps)
-        assert stepped is None or field.low <= stepped <= field.high
-    if field.off is not None:
-        assert field.parse("off") == field.off
-        assert field.low <= field.off <= field.high
+        field.setting.check(field.stepped(value, steps))
+    if field.setting.off is not None:
+        assert field.setting.kind == "text" or field.parse("off") == field.setting.off
+        field.setting.check(field.setting.off)
+
+
+@pytest.mark.parametrize("field", fields.FIELDS, ids=lambda field: field.name)
+def test_what_the_pane_writes_can_be_typed_again(field):
+    value = getattr(Sampling(), field.name)
+    assert field.setting.kind == "text" or field.parse(field.text(value)) == value
 
 
 def test_what_is_typed_is_checked():
@@ -154,12 +162,16 @@ def test_what_is_typed_is_checked():
     assert seed.parse("") is None
     assert seed.parse("42") == 42
     assert fields.BY_NAME["token_repetition_range"].parse("all") == -1
-    with pytest.raises(SamplingError, match="temperature: 9 is outside 0 to 5"):
-        temperature.parse("9")
+    assert fields.BY_NAME["mirostat"].parse("on") is True
+    assert fields.BY_NAME["dry_sequence_breakers"].parse(r"\n.") == "\n."
+    with pytest.raises(SamplingError, match="temperature: 999 is outside 0 to 100"):
+        temperature.parse("999")
     with pytest.raises(SamplingError, match="not a whole number"):
         top_k.parse("1.5")
     with pytest.raises(SamplingError, match="outside"):
         temperature.parse("nan")
+    with pytest.raises(SamplingError, match="neither on nor off"):
+        fields.BY_NAME["mirostat"].parse("perhaps")
 
 
 def test_steps_leave_no_rounding_dust():
@@ -191,11 +203,16 @@ def test_keys_that_terminals_cannot_tell_apart_are_not_used():
 
 
 def test_every_alt_and_flow_control_key_has_another_way():
+    """Some terminals send no Alt, and some keep Ctrl+S for themselves."""
     by_label: dict[str, set[str]] = {}
     for action in ALL:
-        by_label.setdefault(action.label, set()).update(action.keys.split(","))
-    lonely = [label for label, keys in by_label.items() if keys and all(key in ("ctrl+s",) for key in keys)]
-    assert not lonely
+        by_label.setdefault(action.label, set()).update(key for key in action.keys.split(",") if key)
+    assert not [label for label, keys in by_label.items() if keys and all(key == "ctrl+s" or "alt+" in key for key in keys)]
+
+
+def test_every_action_can_be_done_and_every_command_has_a_name_of_its_own():
+    assert set(DO) == {action.id for action in ALL}
+    assert len(COMMANDS) == len([action for action in ALL if action.slash])
 
 
 def test_names_of_keys():
@@ -207,9 +224,12 @@ def test_names_of_keys():
 
 
 def test_a_keymap_of_the_settings_is_checked():
-    known = {"chat.new", "app.quit"}
-    check_keymap({"chat.new": "f9"}, known)
-    with pytest.raises(SettingsError, match=r"keys\.chat\.neu is not an action"):
-        check_keymap({"chat.neu": "f9"}, known)
-    with pytest.raises(SettingsError, match=r"f9 is given to both chat\.new and app\.quit"):
-        check_keymap({"chat.new": "f9", "app.quit": "f10,f9"}, known)
+    assert check_keymap({}, places()) == []
+    assert check_keymap({"chat.new": "f12"}, places()) == []
+    [unknown] = check_keymap({"chat.neu": "f9"}, places())
+    assert "keys.chat.neu is not an action" in str(unknown)
+    [twice] = check_keymap({"chat.new": "f10", "app.quit": "f11,f10"}, places())
+    assert "F10 is given to both chat.new and app.quit" in str(twice)
+    [taken] = check_keymap({"chat.new": "ctrl+q"}, places())
+    assert "Ctrl+Q is given to both chat.new and app.quit" in str(taken)
+    assert check_keymap({"message.edit": "n"}, places()) == [], "n of the list of chats is another place"

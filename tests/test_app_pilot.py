@@ -8,8 +8,8 @@ import pytest
 from app_stage import BIG, BROKEN, STARTER, Stage
 
 from exltui import protocol
-from exltui.app.screens.sheet import SheetScreen
 from exltui.app.screens.loader import LoaderScreen
+from exltui.app.screens.sheet import SheetScreen
 from exltui.errors import ContextError, DownloadError, StoreError
 
 WIDE = (160, 45)
@@ -245,9 +245,9 @@ async def test_a_wrong_sampler_value_is_refused_with_its_range():
     stage = Stage()
     async with stage.app.run_test(size=WIDE) as pilot:
         await stage.load(pilot)
-        await pilot.press("f2", *"99", "enter")
+        await pilot.press("f2", *"999", "enter")
         assert stage.app.main.sampler.sampling.temperature == 0.8
-        assert "outside 0 to 5" in " ".join(stage.app.main.sampler.render().plain.split())
+        assert "outside 0 to 100" in " ".join(stage.app.main.sampler.render().plain.split())
 
 
 async def test_chats_are_found_renamed_deleted_and_brought_back():

@@ -121,6 +121,7 @@ class ExltuiApp(App[None]):
         self.parts.records.on_problem = self._saving
         self.work_aside(self.parts.records.open, self._opened, self.fail)
         self.desk.start()
+        self.presets.read()
         self.watch(self, "theme", lambda theme: self.remember("theme", theme), init=False)
         self.pump()
 
@@ -343,6 +344,10 @@ class ExltuiApp(App[None]):
     def _sampler_changed(self, event: SamplerPane.Changed) -> None:
         self.dialogue.sampling = event.sampling
         self.remember("sampling", event.sampling)
+
+    @on(SamplerPane.OrderWanted)
+    def _order_wanted(self) -> None:
+        self.presets.order()
 
     def toggle_loader(self) -> None:
         if isinstance(self.screen, LoaderScreen):

@@ -1,4 +1,4 @@
-"""The sampler settings as the sampler pane shows them: range, step, off value and one line of help each."""
+"""The sampler settings as the sampler pane shows them: how a value is written, typed and stepped. What there is: ``sampling.SETTINGS``."""
 
 from __future__ import annotations
 
@@ -9,77 +9,99 @@ from typing import Any
 from exltui.app.figures import DASH
 from exltui.errors import SamplingError
 from exltui.protocol import Sampling
+from exltui.sampling import SETTINGS, Setting, Value
 
-Value = float | int | None
+WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+COMMON = ("temperature", "top_k", "top_p", "min_p", "token_repetition_penalty", "seed")  # always in sight
+EMPTY = {"seed": "random", "mirostat_mu": "2 tau", "order": "usual", "token_repetition_range": "all", "dry_range": "all"}
 
 
 @dataclass(frozen=True)
 class Field:
-    """One setting of ``protocol.Sampling``. ``off`` is the value at which it does nothing."""
+    """One setting in the pane."""
 
-    name: str
-    label: str
-    low: float
-    high: float
-    step: float
-    off: Value
-    help: str
-    whole: bool = False
-    group: str = "shape"
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        return self.setting.name
+
+    @property
+    def label(self) -> str:
+        return self.setting.label
 
     def text(self, value: Value) -> str:
         """The value as the pane shows it."""
-        if self.name == "seed":
-            return "random" if value is None else str(value)
-        if self.name == "token_repetition_range" and value == -1:
-            return "all"
-        if value is None:
-            return DASH
-        return str(int(value)) if self.whole else f"{value:.2f}"
+        kind = self.setting.kind
+        if value in (None, "") or (self.name, value) in (("token_repetition_range", -1), ("dry_range", 0)):
+            return EMPTY.get(self.name, DASH)
+        if kind == "switch":
+            return "on" if value else "off"
+        if kind == "text":
+            return str(value).encode("unicode_escape").decode("ascii")
+        return str(int(value)) if kind == "whole" else f"{value:.2f}"
 
     def parse(self, text: str) -> Value:
         """The value that a person typed. Raises SamplingError that names the setting and its range."""
-        text = text.strip().lower()
-        if text == "off":
-            return self.off
-        if self.name == "seed" and text in ("", "random"):
-            return None
-        if self.name == "token_repetition_range" and text == "all":
-            return -1
+        word, kind = text.strip().lower(), self.setting.kind
+        if kind == "text":
+            return _unescaped(text)
+        if kind == "switch":
+            if word not in WORDS:
+                raise SamplingError(f"{self.label}: {text!r} is neither on nor off.")
+            return WORDS[word]
+        if word == "off" and self.setting.off is not None:
+            return self.setting.off
+        if word in ("", EMPTY.get(self.name)):
+            return self.setting.default
         try:
-            value: float = int(text) if self.whole else float(text)
+            value: float = int(word) if kind == "whole" else float(word)
         except ValueError:
-            raise SamplingError(f"{self.label}: {text!r} is not a {'whole number' if self.whole else 'number'}.", self.range()) from None
-        if not self.low <= value <= self.high:
-            raise SamplingError(f"{self.label}: {text} is outside {self.low:g} to {self.high:g}.", self.range())
+            what = "whole number" if kind == "whole" else "number"
+            raise SamplingError(f"{self.label}: {text!r} is not a {what}.", self.range()) from None
+        if not self.setting.low <= value <= self.setting.high:
+            raise SamplingError(f"{self.label}: {text} is outside {self.setting.low:g} to {self.setting.high:g}.", self.range())
         return value
 
     def stepped(self, value: Value, steps: int) -> Value:
         """The value ``steps`` steps up or down, kept in the range and free of rounding dust."""
-        if self.name == "seed":
-            return max(0, (0 if value is None else int(value)) + steps) if value is not None or steps > 0 else None
-        moved = min(self.high, max(self.low, (value or 0) + steps * self.step))
-        return int(moved) if self.whole else round(moved, 4)
+        kind = self.setting.kind
+        if kind == "text":
+            return value
+        if kind == "switch":
+            return not value
+        if value is None:
+            return None if steps < 0 else self.setting.low
+        moved = min(self.setting.high, max(self.setting.low, float(value) + steps * self.setting.step))
+        if kind == "whole":
+            return min(int(self.setting.high), max(int(self.setting.low), int(value) + steps * int(self.setting.step)))
+        return round(moved, 4)
 
     def range(self) -> str:
-        """The range and the off value, for the help line."""
-        low, high = f"{self.low:g}", f"{self.high:,.0f}" if self.whole else f"{self.high:g}"
-        off = "random" if self.name == "seed" else "" if self.off is None else f"off at {self.text(self.off)}"
-        return " · ".join(part for part in (f"{low} to {high}", off) if part)
+        """The range, the unit and the off value, for the help line."""
+        setting = self.setting
+        if setting.kind == "text":
+            return "text"
+        if setting.kind == "switch":
+            return "on or off"
+        high = f"{setting.high:,.0f}" if setting.kind == "whole" else f"{setting.high:g}"
+        off = "" if setting.off is None else f"off at {self.text(setting.off)}"
+        return " · ".join(part for part in (f"{setting.low:g} to {high}", setting.unit, off) if part)
 
 
-FIELDS = (
-    Field("temperature", "temperature", 0, 5, 0.05, 1.0, "Higher is more surprising, lower more certain; 0 takes the likeliest."),
-    Field("top_k", "top-k", 0, 1000, 5, 0, "Only the k likeliest tokens stay.", whole=True),
-    Field("top_p", "top-p", 0, 1, 0.05, 1.0, "Only the likeliest tokens that together reach this probability stay."),
-    Field("min_p", "min-p", 0, 1, 0.01, 0.0, "Tokens below this share of the likeliest one's probability go."),
-    Field("token_repetition_penalty", "repetition", 0.5, 3, 0.05, 1.0, "Lowers the score of tokens that occurred.", group="penalties"),
-    Field("token_presence_penalty", "presence", -2, 2, 0.1, 0.0, "Taken off a token that occurred.", group="penalties"),
-    Field("token_frequency_penalty", "frequency", -2, 2, 0.1, 0.0, "Taken off for each time it occurred.", group="penalties"),
-    Field("token_repetition_range", "range", -1, 65536, 64, None, "How many last tokens penalties see.", whole=True, group="penalties"),
-    Field("seed", "seed", 0, 2**63 - 1, 1, None, "The same seed and settings give the same reply.", whole=True, group="chance"),
-)  # fmt: skip
+FIELDS = tuple(Field(setting) for setting in SETTINGS)
 BY_NAME = {field.name: field for field in FIELDS}
+
+
+def grouped() -> list[tuple[str, list[Field]]]:
+    """The settings in the order of the pane: the common ones, then the others by group."""
+    groups: dict[str, list[Field]] = {}
+    for field in FIELDS:
+        if field.name not in COMMON:
+            groups.setdefault(field.setting.group, []).append(field)
+    alone = [field for fields in groups.values() if len(fields) == 1 for field in fields]
+    several = [(group, fields) for group, fields in groups.items() if len(fields) > 1]
+    return [("", [BY_NAME[name] for name in COMMON] + alone), *several]
 
 
 def changed(sampling: Sampling, defaults: Sampling) -> set[str]:
@@ -98,5 +120,13 @@ def summary(sampling: Sampling) -> str:
     if sampling.temperature == 0:
         return "greedy"
     parts = [f"temp {sampling.temperature:g}"]
-    parts += [f"{field.label} {field.text(value)}" for field in FIELDS[1:4] if (value := getattr(sampling, field.name)) != field.off]
+    for name in ("top_k", "top_p", "min_p"):
+        value = getattr(sampling, name)
+        if value != BY_NAME[name].setting.off:
+            parts.append(f"{BY_NAME[name].label} {BY_NAME[name].text(value)}")
     return " · ".join(parts)
+
+
+def _unescaped(text: str) -> str:
+    r"""``text`` with ``\n``, ``\t`` and ``\\`` read as what they stand for."""
+    return text.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

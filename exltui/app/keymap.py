@@ -13,6 +13,7 @@ from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.context import ContextScreen
 from exltui.app.screens.form import FormScreen
 from exltui.app.screens.loader import LoaderScreen, ModelList
+from exltui.app.screens.order import OrderScreen
 from exltui.app.screens.pick import PickScreen
 
 OWNERS: tuple[type[DOMNode], ...] = (
@@ -24,6 +25,7 @@ OWNERS: tuple[type[DOMNode], ...] = (
     AskScreen,
     FormScreen,
     ContextScreen,
+    OrderScreen,
     CandidatesScreen,
 )
 

@@ -34,7 +34,7 @@ class Parts:
     keymap: dict[str, str] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     options: LoadOptions = field(default_factory=LoadOptions)
-    presets: dict[str, Sampling] = field(default_factory=dict)  # the person's own
+    presets: dict[str, Sampling] = field(default_factory=dict)  # by name, as their files say
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None

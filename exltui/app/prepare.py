@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exltui.chat import thinking
+from exltui.chat.bias import bias_tokens
 from exltui.chat.budget import Budget, shares
 from exltui.chat.fit import Fitted, fit
 from exltui.chat.template import Template, load_template
@@ -70,10 +71,11 @@ class Preparer:
         self._tools: _Tools | None = None
 
     def prepare(self, order: Order) -> Prepared:
-        """The job for ``order``. Raises TemplateError, ContextError or ModelError."""
+        """The job for ``order``. Raises TemplateError, ContextError, ModelError or SamplingError."""
         tools = self._tools_for(order)
         fitted = self._fit(tools, order)
         opening = thinking.opened(fitted.prompt)
+        biases, bans = bias_tokens(order.options.get("bias", ""), tools.tokenizer.encode)
         start = order.start.removeprefix(opening) if opening else order.start
         job = JobSpec(
             order.job,
@@ -82,6 +84,8 @@ class Preparer:
             sampling=order.sampling,
             max_new_tokens=order.max_new_tokens,
             stop_strings=tools.template.stop_strings,
+            logit_bias=biases,
+            banned_tokens=bans,
         )
         return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
 

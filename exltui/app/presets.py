@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exltui.app.fields import BY_NAME, changed, replaced
+from exltui.app.screens.order import OrderScreen
 from exltui.app.screens.pick import Choice, PickScreen
-from exltui.errors import SamplingError
+from exltui.chat.bias import parse_bias
+from exltui.errors import SamplingError, SettingsError
 from exltui.protocol import Sampling
+from exltui.sampling import stages
+from exltui.settings import delete_preset, preset_names, read_preset, save_preset
 from exltui.text import one_line
 
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
-
-BUILT_IN = {
-    "default": Sampling(),
-    "precise": Sampling(temperature=0.2, top_k=20, top_p=0.8),
-    "balanced": Sampling(temperature=0.7, top_k=50, top_p=0.95, min_p=0.05),
-    "creative": Sampling(temperature=1.1, top_k=0, top_p=1.0, min_p=0.08),
-    "greedy": Sampling(temperature=0.0),
-}
 
 
 def difference(sampling: Sampling, other: Sampling) -> str:
@@ -37,9 +34,9 @@ class PresetDesk:
 
     @property
     def all(self) -> dict[str, Sampling]:
-        """The built-in presets, the model's own, and the person's, by name."""
+        """The presets by name: exltui's defaults, what the model's files recommend, those that ship, the person's own."""
         own = self._app.desk.model_sampling
-        return {**BUILT_IN, **({"the model's own": own} if own is not None else {}), **self._app.parts.presets}
+        return {"default": Sampling(), **({"model": own} if own is not None else {}), **self._app.parts.presets}
 
     def name_of(self, sampling: Sampling) -> str:
         """The preset that these settings are, or ""."""
@@ -59,7 +56,7 @@ class PresetDesk:
                 self._apply(key)
 
         choices = [
-            Choice(name, name, "" if name in self._app.parts.presets else "built in", "●" * (preset == now), difference(now, preset))
+            Choice(name, name, {"default": "exltui", "model": "its files"}.get(name, ""), "●" * (preset == now), difference(now, preset))
             for name, preset in self.all.items()
         ]
         at = self.name_of(now)
@@ -75,28 +72,48 @@ class PresetDesk:
         self._app.tell(f"{name}: {difference(before, preset)}")
 
     def _delete(self, name: str) -> None:
-        if self._app.parts.presets.pop(name, None) is None:
-            self._app.tell("Only your own presets can be deleted.")
-        else:
-            self._app.remember("presets", dict(self._app.parts.presets))
-            self._app.tell(f"Deleted {name}.")
+        def gone(was: bool) -> None:
+            self._app.tell(f"Deleted {name}." if was else "Only your own presets can be deleted.")
+            self.read()
+
+        self._app.work_aside(lambda: delete_preset(name), gone, self._app.fail)
+
+    def read(self) -> None:
+        """Read the presets' files."""
+
+        def take(found: tuple[dict[str, Sampling], list[SettingsError]]) -> None:
+            presets, problems = found
+            self._app.parts.presets = presets
+            for problem in problems:
+                self._app.fail(problem)
+
+        self._app.work_aside(read_presets, take, self._app.fail)
 
     def save(self, name: str) -> None:
         """Keep the settings of the pane under a name."""
 
         def keep(text: str) -> None:
-            if text in BUILT_IN:
-                self._app.tell(f"{text} is built in.", "Take another name.", error=True)
-                return
-            self._app.parts.presets[text] = self._app.dialogue.sampling
-            self._app.remember("presets", dict(self._app.parts.presets))
-            self._app.main.sampler.refresh()
-            self._app.tell(f"Saved as {text}.")
+            sampling = self._app.dialogue.sampling
+            self._app.work_aside(lambda: save_preset(text, sampling), saved, self._app.fail)
+
+        def saved(file: Path) -> None:
+            self._app.tell(f"Saved as {file}.")
+            self.read()
 
         if name:
             keep(name)
         else:
             self._app.looks.ask("Name of the preset", keep)
+
+    def order(self) -> None:
+        """Put the sampler's stages into another order."""
+        sampling = self._app.dialogue.sampling
+
+        def take(order: str | None) -> None:
+            if order is not None:
+                self._app.main.sampler.take(replaced(self._app.dialogue.sampling, "order", order))
+
+        self._app.push_screen(OrderScreen(stages(sampling)), take)
 
     def compare(self, names: str) -> None:
         """Two replies side by side, each with a preset of its own."""
@@ -139,6 +156,11 @@ class PresetDesk:
 
         def take(answer: str | None) -> None:
             if answer is not None:
+                try:
+                    parse_bias(answer)
+                except SamplingError as error:
+                    self._app.fail(error)
+                    return
                 self._app.dialogue.revision.set_option("bias", answer.strip())
                 self._app.tell(f"Bias: {one_line(answer, 80)}" if answer.strip() else "No bias.")
 
@@ -147,3 +169,15 @@ class PresetDesk:
             take("" if text == "off" else text)
         else:
             self._app.looks.ask("Bias and bans of this chat", take, now, 'delve=ban, moon=+2, " however"=-3', empty=True)
+
+
+def read_presets() -> tuple[dict[str, Sampling], list[SettingsError]]:
+    """All presets that can be read, and what is wrong with the others."""
+    found: dict[str, Sampling] = {}
+    problems: list[SettingsError] = []
+    for name in preset_names():
+        try:
+            found[name] = read_preset(name)
+        except SettingsError as error:
+            problems.append(error)
+    return found, problems

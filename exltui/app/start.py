@@ -33,7 +33,6 @@ def assemble(options: AppOptions) -> Parts:
         theme=options.theme if options.theme in names else "dark",
         keymap=options.settings.keys,
         sampling=options.sampling,
-        presets=options.settings.presets,
         systems=options.settings.systems,
         system=options.settings.system,
         max_new_tokens=options.settings.max_new_tokens,

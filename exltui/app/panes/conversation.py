@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.strip import Strip
+from textual.widgets import TextArea
 
 from exltui.app.actions import MESSAGE_ACTIONS
 from exltui.app.transcript import Transcript
+from exltui.app.widgets.commands import CommandMenu
 from exltui.app.widgets.prompt import PromptBox
 from exltui.text import one_line
 
@@ -58,9 +60,17 @@ class ConversationPane(Vertical):
     def compose(self) -> ComposeResult:
         with Vertical(id="talk"):
             yield Talk(id="transcript")
+        yield CommandMenu(id="commands")
         with Vertical(id="asking") as asking:
             asking.border_subtitle = HINT
             yield PromptBox(id="prompt")
+
+    def on_mount(self) -> None:
+        self.prompt.menu = self.query_one("#commands", CommandMenu)
+
+    @on(TextArea.Changed, "#prompt")
+    def _typed(self) -> None:
+        self.query_one("#commands", CommandMenu).follow(self.prompt.text)
 
     @property
     def talk(self) -> Talk:

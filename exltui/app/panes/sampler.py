@@ -1,4 +1,4 @@
-"""The sampler pane: every setting live, with its range and off value; the next message uses what stands here."""
+"""The sampler pane: every setting live, with its range, unit and off value; the next message uses what stands here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
-from exltui.app.fields import FIELDS, Field, changed, replaced
+from exltui.app.fields import Field, changed, grouped, replaced
 from exltui.app.widgets.bar import spread
 from exltui.errors import SamplingError
 from exltui.protocol import Sampling
+from exltui.sampling import Value
 
-_EDITING = set("0123456789.-") | set("offralndm")
+Line = Field | str  # a setting, or the heading of a group
 
 
 class SamplerPane(Widget, can_focus=True):
-    """A list of settings. Left and right step a value, Enter or a digit edits it, Delete puts the default back."""
+    """A list of settings. Left and right step a value, Enter or a digit edits it, Delete puts the default back; groups fold."""
 
     BORDER_TITLE = "Sampler"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,18 +44,32 @@ class SamplerPane(Widget, can_focus=True):
 
         sampling: Sampling
 
+    class OrderWanted(Message):
+        """The order of the stages is to be changed."""
+
     def __init__(self, sampling: Sampling, defaults: Sampling, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.sampling = sampling
         self.defaults = defaults
-        self._row = 0
+        self._row = self._first = 0  # under the cursor, and the first that is shown
+        self._open: set[str] = set()  # groups that are unfolded
         self._typed: str | None = None
         self._error = ""
 
+    def lines(self) -> list[Line]:
+        """What there is to see, from top to bottom."""
+        found: list[Line] = []
+        for group, fields in grouped():
+            found += [group] if group else []
+            found += fields if not group or group in self._open else []
+        return found
+
     @property
-    def field(self) -> Field:
-        """The setting under the cursor."""
-        return FIELDS[self._row]
+    def field(self) -> Field | None:
+        """The setting under the cursor; None on a heading."""
+        lines = self.lines()
+        line = lines[min(self._row, len(lines) - 1)]
+        return line if isinstance(line, Field) else None
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -62,7 +77,7 @@ class SamplerPane(Widget, can_focus=True):
         """While a value is typed every key belongs to it; a digit starts typing."""
         character = event.character or ""
         if self._typed is None:
-            if character and character in "0123456789.":
+            if self.field is not None and character and character in "0123456789.":
                 self._typed = character
                 self._stop(event)
             return
@@ -72,7 +87,7 @@ class SamplerPane(Widget, can_focus=True):
             self._typed, self._error = None, ""
         elif event.key == "backspace":
             self._typed = self._typed[:-1]
-        elif character in _EDITING:
+        elif event.is_printable and character:
             self._typed += character
         elif event.key in ("up", "down", "tab"):
             self._commit()
@@ -93,28 +108,51 @@ class SamplerPane(Widget, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """A click chooses the setting of its line."""
-        row = next((row for line, row in enumerate(self._row_lines()) if line + self._first_line() == event.y - self.gutter.top), None)
-        if row is not None:
+        row = event.y - self.gutter.top + self._first
+        if 0 <= row < len(self.lines()):
             self._row = row
+            if self.field is None:
+                self._toggle()
             self.refresh()
 
     def action_move(self, steps: int) -> None:
-        self._row = (self._row + steps) % len(FIELDS)
+        self._row = (self._row + steps) % len(self.lines())
         self._error = ""
         self.refresh()
 
     def action_step(self, steps: int) -> None:
-        self._set(self.field.stepped(getattr(self.sampling, self.field.name), steps))
+        field = self.field
+        if field is None:
+            self._toggle()
+        else:
+            self._set(field.stepped(getattr(self.sampling, field.name), steps))
 
     def action_edit(self) -> None:
-        self._typed = ""
+        field = self.field
+        if field is None:
+            self._toggle()
+        elif field.name == "order":
+            self.post_message(self.OrderWanted())
+        elif field.setting.kind == "switch":
+            self.action_step(1)
+        else:
+            self._typed = field.text(getattr(self.sampling, field.name)) if field.setting.kind == "text" else ""
+        self.refresh()
+
+    def _toggle(self) -> None:
+        """Fold or unfold the group under the cursor."""
+        line = self.lines()[self._row]
+        if isinstance(line, str):
+            self._open ^= {line}
         self.refresh()
 
     def action_off(self) -> None:
-        self._set(-1 if self.field.name == "token_repetition_range" else self.field.off)
+        if (field := self.field) is not None:
+            self._set(field.setting.off if field.setting.off is not None else field.setting.default)
 
     def action_default(self) -> None:
-        self._set(getattr(self.defaults, self.field.name))
+        if (field := self.field) is not None:
+            self._set(getattr(self.defaults, field.name))
 
     def action_greedy(self) -> None:
         self.take(replaced(self.sampling, "temperature", 0.0))
@@ -124,15 +162,17 @@ class SamplerPane(Widget, can_focus=True):
 
     def _commit(self) -> None:
         typed, self._typed = self._typed or "", None
-        if not typed and self.field.name != "seed":
+        field = self.field
+        if field is None or (not typed and field.setting.kind != "text" and field.setting.default is not None):
             return
         try:
-            self._set(self.field.parse(typed))
+            self._set(field.parse(typed))
         except SamplingError as error:
             self._error = str(error)
 
-    def _set(self, value: float | int | None) -> None:
-        self.take(replaced(self.sampling, self.field.name, value))
+    def _set(self, value: Value) -> None:
+        if (field := self.field) is not None:
+            self.take(replaced(self.sampling, field.name, value))
 
     def take(self, sampling: Sampling) -> None:
         """Use these settings."""
@@ -148,65 +188,45 @@ class SamplerPane(Widget, can_focus=True):
         width, height = self.content_size
         if width < 8:
             return Content("")
-        rows = self._rows(width)
-        notes = self._notes(width)
-        if height >= len(rows) + len(notes) + 1:
-            return Content("\n").join([*rows, Content(""), *notes])
-        room = height - len(notes) - 1 if height > len(notes) + 4 else height
-        first = self._first_line()
-        lines = rows[first : first + max(1, room)]
-        return Content("\n").join([*lines, Content(""), *notes] if room < height else lines)
-
-    def _first_line(self) -> int:
-        """The first of the lines that is shown when not all of them fit."""
-        lines = self._row_lines()
-        room = max(1, self.content_size.height - len(self._notes(self.content_size.width)) - 1)
-        if len(lines) <= room:
-            return 0
-        cursor = lines.index(self._row)
-        return max(0, min(cursor - room // 2, len(lines) - room))
-
-    @staticmethod
-    def _row_lines() -> list[int | None]:
-        """The row that each line shows; None for a heading."""
-        lines: list[int | None] = []
-        for row, field in enumerate(FIELDS):
-            if row and field.group != FIELDS[row - 1].group:
-                lines.append(None)
-            lines.append(row)
-        return lines
-
-    def _rows(self, width: int) -> list[Content]:
+        lines, notes = self.lines(), self._notes(width)
+        room = height if height <= len(notes) + 4 else height - len(notes) - 1
+        self._first = max(0, min(self._row - room // 2, len(lines) - room))
         other = changed(self.sampling, self.defaults)
-        lines: list[Content] = []
-        for row, field in enumerate(FIELDS):
-            if row and field.group != FIELDS[row - 1].group:
-                lines.append(Content.styled(f"{field.group} ".ljust(width, "╌"), "$text-disabled"))
-            lines.append(self._line(row, field, field.name in other, width))
-        return lines
+        shown = [self._line(row, line, other, width) for row, line in enumerate(lines)][self._first : self._first + max(1, room)]
+        return Content("\n").join([*shown, Content(""), *notes] if room < height else shown)
 
-    def _line(self, row: int, field: Field, is_changed: bool, width: int) -> Content:
+    def _line(self, row: int, line: Line, other: set[str], width: int) -> Content:
         chosen = row == self._row and self.has_focus
-        value = getattr(self.sampling, field.name)
-        if chosen and self._typed is not None:
-            shown = Content.assemble((f"{self._typed}", "bold"), ("▏", "$accent"))
-        elif field.name == "temperature" and value == 0:
-            shown = Content.styled("greedy ", "bold" if chosen else "$accent")
-        elif field.off is not None and field.name != "temperature" and value == field.off:
-            shown = Content.styled("off ", "" if chosen else "$text-muted")
+        if isinstance(line, str):
+            number = len({field.name for group, fields in grouped() if group == line for field in fields} & other)
+            sign = "▾" if line in self._open else "▸"
+            right = Content.styled(f"{number} changed " if number else "", "$accent")
+            shown = spread(Content.styled(f"{sign} {line}", "$text-muted"), right, width)
         else:
-            shown = Content.styled(f"{field.text(value)} ", "bold" if chosen else "$accent" if is_changed else "")
-        label = Content.assemble(("•" if is_changed else " ", "$accent"), field.label)
-        line = spread(label, shown, width)
-        return line.stylize("$block-cursor-foreground on $block-cursor-background") if chosen else line
+            label = Content.assemble(("•" if line.name in other else " ", "$accent"), line.label)
+            shown = spread(label, self._value(line, chosen, line.name in other), width)
+        return shown.stylize("$block-cursor-foreground on $block-cursor-background") if chosen else shown
+
+    def _value(self, field: Field, chosen: bool, is_changed: bool) -> Content:
+        value, off = getattr(self.sampling, field.name), field.setting.off
+        if chosen and self._typed is not None:
+            return Content.assemble((self._typed, "bold"), ("▏", "$accent"))
+        if field.name == "temperature" and value == 0:
+            return Content.styled("greedy ", "bold" if chosen else "$accent")
+        if off not in (None, "") and field.name != "temperature" and value == off:
+            return Content.styled("off ", "" if chosen else "$text-muted")
+        return Content.styled(f"{field.text(value)} ", "bold" if chosen else "$accent" if is_changed else "")
 
     def _notes(self, width: int) -> list[Content]:
-        """The error of the last input, or the help of the setting under the cursor."""
+        """What stands below the list: an error, or help for the setting under the cursor."""
         if self._error:
             return Content.styled(self._error, "$error").wrap(width)
+        field = self.field
         if not self.has_focus:
             return []
+        if field is None:
+            return [Content.styled("Enter unfolds or folds these.", "$text-muted")]
         return [
-            *Content.styled(self.field.help, "$text-muted").wrap(width),
-            Content.styled(self.field.range(), "$accent").truncate(width, ellipsis=True),
+            *Content.styled(field.setting.help, "$text-muted").wrap(width),
+            Content.styled(field.range(), "$accent").truncate(width, ellipsis=True),
         ]

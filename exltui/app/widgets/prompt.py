@@ -9,6 +9,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import TextArea
 
+from exltui.app.widgets.commands import CommandMenu
 from exltui.text import visible
 
 LONG_TEXT = 8_000  # characters; longer pastes stand aside behind a short mark
@@ -39,6 +40,7 @@ class PromptBox(TextArea):
         self._at = 0  # where in the history; its length means: in the draft
         self._draft = ""
         self._pastes: dict[str, str] = {}  # mark -> text
+        self.menu: CommandMenu | None = None  # gets the keys first while it is shown
 
     def set_history(self, texts: list[str]) -> None:
         """What Up and Down walk through, oldest first."""
@@ -85,6 +87,13 @@ class PromptBox(TextArea):
         return super().render_line(y) if self.content_size.width > 0 else Strip.blank(self.size.width)
 
     async def _on_key(self, event: events.Key) -> None:
+        completed = self.menu.press(event.key, self.text) if self.menu is not None else None
+        if completed is not None:
+            event.stop()
+            event.prevent_default()
+            if completed != self.text:
+                self._load(completed)
+            return
         if event.key in SEND:
             action = self.action_submit
         elif event.key in NEW_LINE:
