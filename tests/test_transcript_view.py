@@ -226,6 +226,18 @@ async def test_resize_keeps_the_place() -> None:
         assert not app.talk.following
 
 
+async def test_resize_keeps_following_the_end() -> None:
+    app = Stage()
+    async with app.run_test(size=(60, 15)) as pilot:
+        app.talk.show(chat(2))
+        await pilot.pause()
+        for width, height in ((160, 200), (60, 15), (60, 30), (60, 12), (60, 300), (80, 24)):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+            assert app.talk.following, (width, height)
+            assert any("This was reply 1." in line for line in app.shown()), (width, height)
+
+
 async def test_another_theme_redraws_only_what_is_near() -> None:
     app = Stage()
     async with app.run_test(size=(100, 30)) as pilot:

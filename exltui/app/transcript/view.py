@@ -62,6 +62,7 @@ class Transcript(ScrollView, can_focus=True):
         self._grown: set[str] = set()  # ids with text that is not drawn yet
         self._timer: Timer | None = None
         self._laid_out = 0  # the width that rows are measured for
+        self._page = 0  # the height of the view, until a resize has been dealt with the one before it
 
     # ── what the app calls ──
 
@@ -179,6 +180,7 @@ class Transcript(ScrollView, can_focus=True):
         self._timer = self.set_interval(1 / rate, self._draw_grown, pause=True)
 
     def on_resize(self) -> None:
+        self._page = self.size.height
         if self.size.width != self._laid_out:
             self._lay_out(self._standing())
             return
@@ -318,7 +320,7 @@ class Transcript(ScrollView, can_focus=True):
         """Follow the end or stop following it as a person scrolls, and measure what comes into view."""
         super().watch_scroll_y(old_value, new_value)
         old, new = round(old_value), round(new_value)
-        if self._moving or old == new:
+        if self._moving or old == new or self.size.height != self._page:  # a view that has become taller is moved before its resize
             return
         self._following = new > old and new + self.size.height >= self._tops[-1]
         heights = self._tops[-1]
