@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exltui.cli.options import load_options, model_path
 from exltui.cli.output import ProgressLine, print_json
 from exltui.cli.source import read_ids, read_text
-from exltui.errors import DeviceError, ExltuiError
+from exltui.errors import ExltuiError
 from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
@@ -88,12 +88,8 @@ def run_perplexity(options: argparse.Namespace) -> int:
 
 
 def _load(directory: Path, load: LoadOptions, line: ProgressLine) -> Model:
-    import torch
-
     from exltui.engine.model.loading import load_model
+    from exltui.engine.session import use_threads
 
-    if load.threads is not None:
-        if load.threads < 1:
-            raise DeviceError(f"{load.threads} threads cannot compute anything", "leave --threads out to use all cores")
-        torch.set_num_threads(load.threads)
+    use_threads(load.threads)
     return load_model(directory, load, line, lambda: False)

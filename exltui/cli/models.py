@@ -82,12 +82,17 @@ def _fetch(name: str, folder: Path, line: ProgressLine, stopped: threading.Event
 
 def info(options: argparse.Namespace) -> int:
     """All that is known about one model without loading it."""
-    model = read_model(resolve(options.name, model_folders(options)))
+    folders = model_folders(options)
+    model = read_model(resolve(options.name, folders))
     if options.json:
         print_json(describe(model))
-        return 0 if model.problem is None else 1
     if model.problem:
-        raise ModelError(model.problem, f"exltui models rm {model.name} removes it; then get it again")
+        ours = model.path.parent in folders
+        raise ModelError(
+            model.problem, f"exltui models rm {model.name} removes it; then get it again" if ours else "is it a model's directory?"
+        )
+    if options.json:
+        return 0
     rows = {
         "name": one_line(model.name),
         "path": one_line(str(model.path)),

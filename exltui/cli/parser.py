@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import exltui
 from exltui.sampling import SETTINGS
@@ -34,10 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Flags must be written out: an abbreviation that works today could mean two flags tomorrow."""
+    """Flags must be written out: an abbreviation that works today could mean two flags tomorrow. Wrong usage gets a sentence."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n        {self.prog} --help explains what can be said\n")
 
 
 def _command(module: str, function: str = "run") -> Run:

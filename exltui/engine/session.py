@@ -22,6 +22,7 @@ from exltui.errors import BuildError, DeviceError, ModelError
 from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
+MAX_THREADS = 1024  # more than any machine has use for; far more would end the process
 DEFAULT_THREADS = torch.get_num_threads()  # torch counts physical cores, and obeys OMP_NUM_THREADS
 CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
 
@@ -48,18 +49,25 @@ class Session:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def use_threads(count: int | None) -> None:
+    """Compute on ``count`` CPU threads (None: one for each physical core). Raises DeviceError."""
+    if count is not None and not 1 <= count <= MAX_THREADS:
+        raise DeviceError(f"{count:,} threads are impossible, it must be 1 to {MAX_THREADS:,}", "leave --threads out to use all cores")
+    torch.set_num_threads(DEFAULT_THREADS if count is None else count)
+
+
 def open_session(directory: Path, options: LoadOptions, progress: Progress, cancelled: Callable[[], bool]) -> Session:
     """Load a model, its tokenizer and a cache for ``options.length`` tokens. Raises an ExltuiError."""
     if not directory.is_dir():
         raise ModelError(f"{directory}: there is no such directory", "exltui models list shows what there is")
     if options.length is not None and options.length < 1:
         raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
-    if options.threads is not None and options.threads < 1:
-        raise DeviceError(f"{options.threads} threads cannot compute anything", "leave --threads out to use all cores")
+    if options.chunk_size < 1:
+        raise ModelError(f"chunks of {options.chunk_size} tokens are impossible", "give --chunk-size a positive number, or leave it out")
     tokenizer = Tokenizer(directory)
     bits = parse_cache_mode(options.cache)
     device = resolve_device(options.device)
-    torch.set_num_threads(DEFAULT_THREADS if options.threads is None else options.threads)
+    use_threads(options.threads)
     problem = ""
     try:
         native.register(device.type, lambda done, total: progress("extension", done, total, "files"))
@@ -69,4 +77,4 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     cache = KVCache(model.spec, pages_for(model.context), bits, device)
     runner = Runner(model, cache)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
-    return Session(runner, Generator(runner, tokenizer, model.context, max(chunk, 1)), tokenizer, problem)
+    return Session(runner, Generator(runner, tokenizer, model.context, chunk), tokenizer, problem)

@@ -86,7 +86,8 @@ class Generator:
         if not ids:
             raise ContextError("the prompt is empty", "say something")
         if strange := next((i for i in (max(ids), min(ids)) if not 0 <= i < vocabulary), None):
-            raise ContextError(f"the prompt holds the token id {strange}, the model knows 0 to {vocabulary - 1}")
+            sentence = f"the prompt holds the token id {strange}, the model knows 0 to {vocabulary - 1}"
+            raise ContextError(sentence, "the ids come from another model's tokenizer")
         if len(ids) >= self.context:
             sentence = f"the prompt has {len(ids):,} tokens, the context holds {self.context:,}"
             raise ContextError(sentence, "shorten it, or load the model with a larger --length")
