@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from exltui.engine.model.preparation import Preparation
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
@@ -42,18 +43,20 @@ def words(*shape: int) -> torch.Tensor:
 
 
 def make_weight(kind: str, n: int, k: int) -> Any:
-    """Random: ``f16``, ``bf16``, ``gptq`` in groups of 64, or ``exl2-B`` of one width in groups of 64."""
-    if kind in ("f16", "bf16"):
-        return DenseWeight(torch.randn(n, k).to(torch.float16 if kind == "f16" else torch.bfloat16))
+    """Random: ``f16``, ``bf16``, ``q4``, ``q8``, ``gptq`` in groups of 64, or ``exl2-B`` in groups of 64; ``-int8``: activations too."""
+    int8, kind = kind.endswith("-int8"), kind.removesuffix("-int8")
+    prepare = Preparation(CPU, True, {"q4": 4, "q8": 8}.get(kind), int8)
+    if kind in ("f16", "bf16", "q4", "q8"):
+        return prepare(DenseWeight(torch.randn(n, k).to(torch.bfloat16 if kind == "bf16" else torch.float16)))
     count = k // 64
     if kind == "gptq":
         scales = torch.rand(count, n).half()
-        return GptqWeight(words(k // 8, n), words(count, n // 8), scales, torch.arange(k, dtype=torch.int32) // 64).prepare(CPU)
+        return prepare(GptqWeight(words(k // 8, n), words(count, n // 8), scales, torch.arange(k, dtype=torch.int32) // 64))
     bits = int(kind.removeprefix("exl2-"))
     pairs = torch.tensor([(bits, g * 2 * bits) for g in range(count)], dtype=torch.int16).flatten()
     scale_max = (torch.rand(count) * 0.01).half()
     perm = torch.randperm(k).to(torch.int32)
-    return Exl2Weight(words(k * bits // 32, n), perm, words(count, n // 8), scale_max, pairs).prepare(CPU)
+    return prepare(Exl2Weight(words(k * bits // 32, n), perm, words(count, n // 8), scale_max, pairs))
 
 
 def products(ops: OpSet, kind: str, t: int) -> list[Line]:
@@ -146,12 +149,17 @@ def main() -> None:
             ("exl2-6", (1,)),
             ("exl2-3", (1,)),
             ("gptq", (1, 256)),
+            ("q4", (1,)),
+            ("q4-int8", (1, 8, 256)),
+            ("q8-int8", (1, 256)),
+            ("exl2-4-int8", (1, 256)),
+            ("gptq-int8", (1,)),
         )
         for t in rows
     ]
     makers += [
-        (f"attend k{bits[0]}", lambda bits=bits, c=context, t=t: [attention(ops, bits, c, t)])
-        for bits in ((16, 16), (8, 8), (4, 4))
+        (f"attend k{bits[0]} v{bits[1]}", lambda bits=bits, c=context, t=t: [attention(ops, bits, c, t)])
+        for bits in ((16, 16), (8, 8), (8, 4), (4, 4))
         for context, t in ((512, 1), (4096, 1), (512, 256))
     ]
     for label, make in makers:

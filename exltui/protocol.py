@@ -27,6 +27,8 @@ class LoadOptions:
     rope_scale: float | None = None  # linear position scale
     rope_alpha: float | None = None  # NTK alpha
     rope_yarn: float | None = None  # YaRN factor, from the trained context on
+    load_as: str | None = None  # plain weights on the CPU: "q4", "q8", "f16" (as they are); None: q4 where nothing is lost
+    activations: str | None = None  # of quantised weights on the CPU: "int8", "fp32"; None: int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class Loaded:
     model_dir: str
     name: str
     architecture: str
-    format: str  # "f16", "bf16", "f32", "exl2", "gptq"
+    format: str  # "f16", "bf16", "f32", "exl2", "gptq", "q4", "q8"
     bits_per_weight: float
     parameters: int
     context: int  # tokens that the cache holds

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exltui.engine.model.preparation import Preparation
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
@@ -41,12 +42,24 @@ class Case:
         return tuple(place(value, ops) for value in self.build(torch.Generator().manual_seed(sum(self.name.encode()))))
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A weight that the CPU packs when it loads it: plain ones rounded to ``bits``, with activations at 8 bits if ``int8``."""
+
+    weight: Any
+    bits: int | None
+    int8: bool
+
+
 def place(value: Any, ops: OpSet) -> Any:
     """``value`` on the device: bare tensors of floats are activations; weights prepare themselves; structs go field by field."""
     if isinstance(value, Tensor):
         return value.to(ops.device, ops.dtype if value.is_floating_point() else value.dtype)
+    if isinstance(value, Loaded):
+        on_cpu = Preparation(torch.device("cpu"), True, value.bits, value.int8)(value.weight)
+        return on_cpu if ops.device.type == "cpu" else DenseWeight(on_cpu.dense().contiguous(), on_cpu.bias).prepare(ops.device)
     if isinstance(value, (DenseWeight, Exl2Weight, GptqWeight)):
-        return value.prepare(ops.device)
+        return Preparation(ops.device, packs=ops.device.type == "cpu")(value)
     if isinstance(value, tuple):
         return tuple(place(part, ops) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -107,7 +120,12 @@ MIXES = {  # every width, alone and together, and a short last group
 
 
 def weight(g: torch.Generator, kind: str, n: int, k: int, *, bias: bool = False) -> Any:
-    """A weight of ``kind``; quantised kinds have their own k and an n that is a multiple of 32."""
+    """A weight of ``kind``; those of files have their own k and an n that is a multiple of 32."""
+    if kind.startswith("cpu-"):
+        _, source, activations = kind.split("-", 2)
+        bits = int(source[1:]) if source in ("q4", "q8") else None
+        name = {"q4": "f16", "q8": "bf16", "exl2": "exl2-all", "order": "gptq-order"}.get(source, source)
+        return Loaded(weight(g, name, n, k, bias=bias), bits, activations == "int8")
     if kind in DTYPES:
         return dense(g, n, k, DTYPES[kind], bias=bias)
     if kind in MIXES:
@@ -115,6 +133,7 @@ def weight(g: torch.Generator, kind: str, n: int, k: int, *, bias: bool = False)
     return gptq(g, n, 128, 32, act_order=kind == "gptq-order", v2=kind == "gptq-v2")
 
 
+PACKED = ["cpu-q4-fp32", "cpu-q8-fp32", *(f"cpu-{source}-int8" for source in ("q4", "q8", "exl2", "gptq", "order"))]
 KINDS = ("f32", "f16", "bf16", *MIXES, "gptq", "gptq-order", "gptq-v2")
 
 
@@ -270,15 +289,16 @@ def _mixtures() -> list[Case]:
 
 def _linears(kind: str, t: int, sizes: tuple[int, int], norms: str = "rms") -> list[Case]:
     """The four rows that multiply, for one kind of weight and ``t`` rows; ``sizes`` are (n, k) of dense weights."""
-    n, k = sizes if kind in DTYPES else (96, 0)
-    other = n + 1 if kind in DTYPES else 32
+    any_size = kind in DTYPES or "-q" in kind
+    n, k = sizes if any_size else (96, 0)
+    other = n + 1 if any_size else 32
     name = f"{kind}-t{t}-n{n}-k{k}-{norms}"
 
     def with_weights(
         g: torch.Generator, count: int, n_of: Callable[[int], int], *, bias: bool
     ) -> tuple[Tensor, Norm | None, tuple[Any, ...]]:
         weights = tuple(weight(g, kind, n_of(i), k, bias=bias) for i in range(count))
-        features = weights[0].shape[1]
+        features = weights[0].weight.shape[1] if isinstance(weights[0], Loaded) else weights[0].shape[1]
         return normal(g, t, features), norm(g, norms, features), weights
 
     def qkv(g: torch.Generator) -> tuple[Any, ...]:
@@ -313,6 +333,8 @@ def cases() -> list[Case]:
         found += _linears("f16", t, (67, 97))
     for kind in KINDS:
         found += [case for t in (1, 3, 8, 33) for case in _linears(kind, t, (66, 64))]
+    for kind in PACKED:  # the rows differ in what they do around the product: one of them sees every way through it
+        found += [_linears(kind, t, (66, 64))[0] for t in (1, 7, 33)] + _linears(kind, 3, (66, 64))
     for norms in ("none", "layer", "offset"):
         found += [case for t in (1, 17) for case in _linears("f16", t, (33, 576), norms)]
     found += _linears("f16", 2, (1, 5)) + _linears("bf16", 1, (130, 1536)) + _linears("f16", 2048, (67, 97))

@@ -376,7 +376,7 @@ def test_the_meter_tells_rates_and_memory_of_the_starter(starter: Talk) -> None:
     assert meter.pages_total == 32
     assert 1 < (meter.decode_rate or 0) < 100_000
     if len(meter.devices) == 1 and meter.devices[0].kind == "cpu":
-        assert (meter.devices[0].weights or 0) > 200 << 20
+        assert (meter.devices[0].weights or 0) > 140 << 20  # 4 bits, and the embedding
         assert (meter.devices[0].cache or 0) > 100 << 20
 
 

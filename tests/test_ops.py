@@ -7,6 +7,7 @@ reference rounds each value that it unpacks to f16, a quantised cache six times,
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from exltui.errors import BuildError, ShapeError
 
 F32_NMSE = 1e-10
 CASES = cases()
-TARGETS = ["portable", "avx2", "avx512", *(["cuda"] if torch.cuda.is_available() else [])]
+ARM = platform.machine() in ("aarch64", "arm64")
+SETS = ["portable", "neon"] if ARM else ["portable", "avx2", "avx512", "vnni"]
+TARGETS = [*SETS, *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(params=TARGETS)
@@ -50,7 +53,7 @@ def stores(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
 def bound(case: Case, ops: OpSet, arguments: tuple[Any, ...]) -> float:
     if ops.dtype != torch.float32:
         return OPS[case.op].nmse
-    packed = "exl2" in case.name or "gptq" in case.name
+    packed = any(kind in case.name for kind in ("exl2", "gptq", "cpu-"))
     packed |= case.op == "attend" and any(part.dtype == torch.uint8 for part in stores(arguments))
     return OPS[case.op].nmse if packed else F32_NMSE
 

@@ -68,7 +68,10 @@ def rewrite(directory: Path, change: Any, **config: Any) -> None:
 
 
 def load(directory: Path, **options: Any) -> Model:
-    return load_model(directory, LoadOptions(**{"device": "cpu", **options}), lambda *_: None, lambda: False)
+    """On the CPU with exact arithmetic, unless ``options`` say otherwise."""
+    return load_model(
+        directory, LoadOptions(**{"device": "cpu", "load_as": "f16", "activations": "fp32", **options}), lambda *_: None, lambda: False
+    )
 
 
 def reference_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:

@@ -75,6 +75,15 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     add("--rope-scale", float, "X", "stretch positions by this factor")
     add("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one")
     add("--rope-yarn", float, "X", "YaRN: stretch the trained context by this factor")
+    for name, text in (
+        ("q4", "round plain weights to 4 bits"),
+        ("q8", "round plain weights to 8 bits"),
+        ("f16", "take plain weights as they are"),
+    ):
+        group.add_argument(
+            f"--load-{name}", dest="load_as", action="store_const", const=name, default=argparse.SUPPRESS, help=f"on the CPU, {text}"
+        )
+    add("--activations", str, "KIND", "of quantised weights on the CPU: int8 or fp32 (default int8)")
 
 
 def _default(parser: argparse.ArgumentParser) -> Any:

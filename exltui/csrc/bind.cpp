@@ -2,23 +2,23 @@
 // that a user's model can get wrong and raises the project's own errors; the checks here keep memory safe.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/custom_class.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "cpu/inputs.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
+#include "cpu/steps.h"
 
 namespace {
 
 using at::Tensor;
 using namespace exltui;
+using rows::AttentionArgs, rows::BatchArgs, rows::Context, rows::HeadArgs, rows::Layer, rows::OptionalNorm, rows::RopeArgs, rows::Weights;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalTensors = c10::List<std::optional<Tensor>>;
 
@@ -28,6 +28,13 @@ std::string configure(c10::string_view cap, int64_t thread_count) {
   kernels = &choose(std::string(cap).c_str());
   set_threads(static_cast<int>(thread_count));
   return kernels->name;
+}
+
+// What the rows of this thread work with; the memory of the call before is free again.
+Context context() {
+  thread_local Arena arena;
+  arena.reset();
+  return {*kernels, arena};
 }
 
 // ── checks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -58,191 +65,177 @@ const uint16_t* halves(const char* op, const char* what, const Tensor& t, int64_
   return static_cast<const uint16_t*>(t.const_data_ptr());
 }
 
+const char* bytes(const char* op, const char* what, const Tensor& t, int64_t count) {
+  TORCH_CHECK(t.scalar_type() == at::kByte && t.is_contiguous() && t.device().is_cpu(), op, ": ", what, " must be contiguous u8 on the CPU");
+  expect(op, what, t.numel(), count);
+  return static_cast<const char*>(t.const_data_ptr());
+}
+
+bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
+
 void check_matrix(const char* op, const char* what, const Tensor& x) {
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.scalar_type() == at::kFloat && x.device().is_cpu(), op, ": ", what,
               " must be a contiguous f32 matrix on the CPU");
 }
 
-// Memory that a thread keeps from call to call. Each place is in use for one thing during a call.
-enum Place { NORMALISED, INPUTS, UPS, QUERIES, PARTIALS, PLACES };
-
-float* scratch(Place place, int64_t count) {
-  thread_local std::array<std::vector<float>, PLACES> kept;
-  auto& space = kept[place];
-  if (static_cast<int64_t>(space.size()) < count) space.resize(static_cast<size_t>(count));
-  return space.data();
-}
-
 // ── weights ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-Linear dense_weight(const char* op, const Tensor& w) {
+Type float_type(const char* op, const Tensor& w) {
   const auto dtype = w.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, op, ": a weight is ", dtype, ", not f32, f16 or bf16");
-  TORCH_CHECK(w.dim() == 2 && w.is_contiguous() && w.device().is_cpu(), op, ": a weight must be a contiguous [n, k] on the CPU");
+  return dtype == at::kFloat ? Type::f32 : dtype == at::kHalf ? Type::f16 : Type::bf16;
+}
+
+Linear dense_weight(const char* op, const Tensor& w) {
   Linear found{};
   found.kind = Kind::dense;
-  found.type = dtype == at::kFloat ? Type::f32 : dtype == at::kHalf ? Type::f16 : Type::bf16;
+  found.type = float_type(op, w);
+  TORCH_CHECK(w.dim() == 2 && w.is_contiguous() && w.device().is_cpu(), op, ": a weight must be a contiguous [n, k] on the CPU");
   found.w = w.const_data_ptr();
   found.n = w.size(0);
-  found.k = w.size(1);
+  found.k = found.rows = w.size(1);
   return found;
 }
 
-// The tensors of a packed weight in the order of engine/ops/cpu.py.
-Linear exl2_weight(const char* op, const Tensor& words, const Tensor& perm, const Tensor& table, const Tensor& scales) {
+// How a packed weight is described: `shape` is n, k, whether it has zero points, whether activations are rounded.
+Linear packed_shape(const char* op, const OptionalTensor& order, const Tensor& groups, at::IntArrayRef shape) {
+  expect(op, "numbers of a packed weight", static_cast<int64_t>(shape.size()), 4);
   Linear found{};
-  found.kind = Kind::exl2;
-  found.n = words.size(-1);
-  found.k = perm.numel();
-  found.group_count = table.size(0);
-  TORCH_CHECK(found.n % BLOCK == 0, op, ": n of an EXL2 weight is ", found.n, ", no multiple of 32");
-  found.w = integers(op, "size of q_weight", words, words.size(0) * found.n);
-  found.index = integers(op, "k of q_perm", perm, found.k);
-  found.scales = halves(op, "size of the scales", scales, found.group_count * found.n);
-  found.groups = reinterpret_cast<const Exl2Group*>(integers(op, "size of the group table", table, found.group_count * 3));
-  for (int64_t i = 0; i < found.k; ++i) TORCH_CHECK(found.index[i] >= 0 && found.index[i] < found.k, op, ": q_perm is no permutation");
-  int64_t rows = 0;
+  found.kind = Kind::packed;
+  found.n = shape[0];
+  found.k = shape[1];
+  found.zeros = shape[2] != 0;
+  found.int8 = shape[3] != 0;
+  found.group_count = groups.size(0);
+  found.groups = reinterpret_cast<const Group*>(integers(op, "size of the group table", groups, found.group_count * 2));
   for (int64_t g = 0; g < found.group_count; ++g) {
-    const Exl2Group& group = found.groups[g];
-    TORCH_CHECK(group.first >= 0 && group.rows % 32 == 0 && group.first + int64_t{group.rows} * group.bits / 32 <= words.size(0), op, ": a group leaves q_weight");
-    rows += group.rows;
+    const Group& group = found.groups[g];
+    TORCH_CHECK((group.bits >= 2 && group.bits <= 6) || group.bits == 8, op, ": a group has ", group.bits, " bits");
+    TORCH_CHECK(group.rows > 0 && group.rows % UNIT == 0, op, ": a group has ", group.rows, " rows");
+    found.rows += group.rows;
+    found.block_bytes += BLOCK * (found.zeros ? 4 : 2) + int64_t{group.rows} * group.bits * 4;
   }
-  expect(op, "rows of all groups", rows, found.k);
+  if (given(order)) {
+    found.order = integers(op, "rows of the order", *order, found.rows);
+    for (int64_t i = 0; i < found.rows; ++i) TORCH_CHECK(found.order[i] >= -1 && found.order[i] < found.k, op, ": the order names row ", found.order[i]);
+  } else {
+    expect(op, "rows of all groups", found.rows, found.k);
+  }
   return found;
 }
 
-Linear gptq_weight(const char* op, const Tensor& words, const Tensor& zeros, const Tensor& scales, const Tensor& g_idx) {
-  Linear found{};
-  found.kind = Kind::gptq;
-  found.n = words.size(-1);
-  found.k = words.size(0) * 8;
-  found.group_count = scales.size(0);
-  TORCH_CHECK(found.n % BLOCK == 0, op, ": n of a GPTQ weight is ", found.n, ", no multiple of 32");
-  found.w = integers(op, "size of qweight", words, words.size(0) * found.n);
-  found.zeros = integers(op, "size of the zeros", zeros, found.group_count * found.n);
-  found.scales = halves(op, "size of the scales", scales, found.group_count * found.n);
-  found.index = integers(op, "k of g_idx", g_idx, found.k);
+// A weight in the order of engine/ops/cpu.py: one tensor and no shape if dense; data, groups and order (empty: none) if packed.
+Linear read_weight(const char* op, at::TensorList parts, at::IntArrayRef shape) {
+  if (shape.empty()) return dense_weight(op, parts[0]);
+  Linear found = packed_shape(op, parts[2].numel() ? OptionalTensor(parts[2]) : std::nullopt, parts[1], shape);
+  found.w = bytes(op, "bytes of a packed weight", parts[0], (found.n + BLOCK - 1) / BLOCK * found.block_bytes);
   return found;
 }
 
-// kinds[i] says how many of `parts` weight i takes: dense 1, EXL2 4, GPTQ 4.
-std::vector<Linear> read_weights(const char* op, at::TensorList parts, at::IntArrayRef kinds, const OptionalTensors& biases, int64_t k) {
-  expect(op, "number of biases", static_cast<int64_t>(biases.size()), static_cast<int64_t>(kinds.size()));
-  std::vector<Linear> found;
-  size_t at = 0;
-  for (size_t i = 0; i < kinds.size(); ++i) {
-    const bool packed = kinds[i] != static_cast<int64_t>(Kind::dense);
-    TORCH_CHECK(at + (packed ? 4 : 1) <= parts.size(), op, ": too few tensors for the weights");
-    const Tensor* p = &parts[at];
-    Linear w = !packed ? dense_weight(op, p[0]) : kinds[i] == static_cast<int64_t>(Kind::exl2) ? exl2_weight(op, p[0], p[1], p[2], p[3]) : gptq_weight(op, p[0], p[1], p[2], p[3]);
-    expect(op, "k of x", k, w.k);
+// shapes holds, for each weight, how many numbers follow (0 or 4) and those.
+Weights read_weights(const char* op, at::TensorList parts, at::IntArrayRef shapes, const OptionalTensors& biases) {
+  Weights found;
+  size_t part = 0, at = 0;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    TORCH_CHECK(at < shapes.size() && (shapes[at] == 0 || shapes[at] == 4) && at + static_cast<size_t>(shapes[at]) < shapes.size(), op, ": the shapes of the weights end early");
+    const size_t numbers = static_cast<size_t>(shapes[at]), tensors = numbers ? 3 : 1;
+    TORCH_CHECK(part + tensors <= parts.size(), op, ": too few tensors for the weights");
+    Linear w = read_weight(op, parts.slice(part, tensors), shapes.slice(at + 1, numbers));
     w.bias = optional_floats(op, "n of a bias", biases.get(i), w.n);
     found.push_back(w);
-    at += packed ? 4 : 1;
+    part += tensors;
+    at += numbers + 1;
   }
+  TORCH_CHECK(!found.empty(), op, ": there are no weights");
   return found;
 }
 
-struct OptionalNorm {
-  std::optional<NormArgs> args;
-
-  OptionalNorm(const char* op, const OptionalTensor& weight, const OptionalTensor& bias, double eps, bool rms, double offset, int64_t k) {
-    if (weight.has_value() && weight->defined())
-      args = NormArgs{floats(op, "k of the norm", *weight, k), optional_floats(op, "k of the norm's bias", bias, k), static_cast<float>(eps), static_cast<float>(offset), rms};
+// What `format` (0 plain, 1 EXL2, 2 GPTQ) holds, in the packed layout.
+Tensor pack(const Tensor& w, int64_t format, const OptionalTensor& scales, const OptionalTensor& zeros, const Tensor& groups, const OptionalTensor& order, at::IntArrayRef shape) {
+  const char* op = "pack";
+  const Linear to = packed_shape(op, order, groups, shape);
+  Source source{static_cast<Source::Format>(format), Type::f32, w.const_data_ptr(), nullptr, nullptr, to.n, to.k};
+  if (source.format == Source::Format::plain) {
+    source.type = float_type(op, w);
+    TORCH_CHECK(w.is_contiguous() && w.device().is_cpu() && !given(order), op, ": a plain weight must be contiguous on the CPU, in order");
+    expect(op, "size of a plain weight", w.numel(), to.n * to.k);
+    for (int64_t g = 0; g < to.group_count; ++g)
+      TORCH_CHECK(to.groups[g].rows == UNIT && to.groups[g].bits == (to.zeros ? 4 : 8), op, ": plain weights are packed in groups of 32, at 8 bits, or 4 with zero points");
+  } else {
+    expect(op, "columns beyond a block", to.n % BLOCK, 0);
+    const bool gptq = source.format == Source::Format::gptq;
+    int64_t words = gptq ? to.k / 8 : 0;
+    for (int64_t g = 0; g < to.group_count; ++g) {
+      if (gptq) expect(op, "bits of a GPTQ group", to.groups[g].bits, 4);
+      else words += int64_t{to.groups[g].rows} * to.groups[g].bits / 32;
+    }
+    integers(op, "size of the words", w, words * to.n);
+    TORCH_CHECK(given(scales) && given(zeros) == gptq && to.zeros == gptq, op, ": scales belong to both formats, zeros to GPTQ");
+    source.scales = halves(op, "size of the scales", *scales, to.group_count * to.n);
+    if (gptq) source.zeros = integers(op, "size of the zeros", *zeros, to.group_count * to.n);
   }
-
-  // x [t, k] normalised, or x itself.
-  const float* apply(const float* x, int64_t t, int64_t k) const {
-    if (!args) return x;
-    float* space = scratch(NORMALISED, t * k);
-    parallel_for(t, [&](int64_t b, int64_t e) {
-      for (int64_t i = b; i < e; ++i) kernels->norm(*args, x + i * k, space + i * k, k);
-    });
-    return space;
-  }
-};
-
-Inputs arrange(const std::vector<Linear>& weights, const float* x, int64_t t) {
-  return Inputs(*kernels, weights, x, t, scratch(INPUTS, Inputs::size(*kernels, weights, t)));
+  const int64_t blocks = (to.n + BLOCK - 1) / BLOCK;
+  Tensor data = at::empty({blocks, to.block_bytes}, w.options().dtype(at::kByte));
+  char* out = static_cast<char*>(data.mutable_data_ptr());
+  parallel_for(blocks, [&](int64_t b, int64_t e) {
+    for (int64_t block = b; block < e; ++block) kernels->pack(to, source, block, out + block * to.block_bytes);
+  });
+  return data;
 }
 
-int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
+OptionalNorm read_norm(const char* op, const OptionalTensor& weight, const OptionalTensor& bias, double eps, bool rms, double offset, int64_t k) {
+  if (!given(weight)) return std::nullopt;
+  return NormArgs{floats(op, "k of the norm", *weight, k), optional_floats(op, "k of the norm's bias", bias, k), static_cast<float>(eps), static_cast<float>(offset), rms};
+}
 
 // ── products ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Tensor norm_linear(const Tensor& x, const OptionalTensor& norm, const OptionalTensor& norm_bias, double eps, bool rms, double offset,
-                   at::TensorList parts, at::IntArrayRef kinds, const OptionalTensors& biases) {
+                   at::TensorList parts, at::IntArrayRef shapes, const OptionalTensors& biases) {
   const char* op = "norm_linear";
   check_matrix(op, "x", x);
   const int64_t t = x.size(0), k = x.size(1);
-  const auto weights = read_weights(op, parts, kinds, biases, k);
-  int64_t n = 0, blocks = 0;
-  for (const Linear& w : weights) n += w.n, blocks += blocks_of(w.n);
+  const auto weights = read_weights(op, parts, shapes, biases);
+  for (const Linear& w : weights) expect(op, "k of x", k, w.k);
+  int64_t n = 0;
+  for (const Linear& w : weights) n += w.n;
   Tensor y = at::empty({t, n}, x.options());
-  if (t == 0 || n == 0) return y;
-  const float* rows = OptionalNorm(op, norm, norm_bias, eps, rms, offset, k).apply(x.const_data_ptr<float>(), t, k);
-  const Inputs inputs = arrange(weights, rows, t);
-  float* out = y.mutable_data_ptr<float>();
-  parallel_for(blocks, [&](int64_t b, int64_t e) {
-    int64_t start = 0, first = 0;  // out-feature and block where a weight begins
-    for (size_t i = 0; i < weights.size(); ++i) {
-      const int64_t count = blocks_of(weights[i].n), from = std::max(b - first, int64_t{0}), to = std::min(e - first, count);
-      if (from < to) inputs.multiply(i, out + start, n, from * BLOCK, std::min(to * BLOCK, weights[i].n));
-      first += count;
-      start += weights[i].n;
-    }
-  });
+  if (t > 0 && n > 0) rows::norm_linear(context(), x.const_data_ptr<float>(), t, read_norm(op, norm, norm_bias, eps, rms, offset, k), weights, y.mutable_data_ptr<float>());
   return y;
 }
 
-// With two weights, act(gate) * up; with one, act(up).
+void check_gate_up(const char* op, const Weights& weights) {
+  TORCH_CHECK(weights.size() <= 2, op, ": wants one or two weights");
+  expect(op, "n of up", weights.back().n, weights[0].n);
+}
+
 Tensor norm_gate_up(const Tensor& x, const OptionalTensor& norm, const OptionalTensor& norm_bias, double eps, bool rms, double offset,
-                    at::TensorList parts, at::IntArrayRef kinds, const OptionalTensors& biases, int64_t activation) {
+                    at::TensorList parts, at::IntArrayRef shapes, const OptionalTensors& biases, int64_t activation) {
   const char* op = "norm_gate_up";
   check_matrix(op, "x", x);
   const int64_t t = x.size(0), k = x.size(1);
-  const auto weights = read_weights(op, parts, kinds, biases, k);
-  TORCH_CHECK(weights.size() == 1 || weights.size() == 2, op, ": wants one or two weights");
-  const int64_t n = weights[0].n;
-  expect(op, "n of up", weights.back().n, n);
-  Tensor y = at::empty({t, n}, x.options());
-  if (t == 0 || n == 0) return y;
-  const float* rows = OptionalNorm(op, norm, norm_bias, eps, rms, offset, k).apply(x.const_data_ptr<float>(), t, k);
-  const Inputs inputs = arrange(weights, rows, t);
-  float* out = y.mutable_data_ptr<float>();
-  float* ups = weights.size() == 2 ? scratch(UPS, t * n) : nullptr;
-  parallel_for(blocks_of(n), [&](int64_t b, int64_t e) {
-    const int64_t begin = b * BLOCK, end = std::min(e * BLOCK, n);
-    inputs.multiply(0, out, n, begin, end);
-    if (ups) inputs.multiply(1, ups, n, begin, end);
-    for (int64_t i = 0; i < t; ++i)
-      kernels->activate(static_cast<Act>(activation), out + i * n + begin, ups ? ups + i * n + begin : nullptr, end - begin);
-  });
+  const auto weights = read_weights(op, parts, shapes, biases);
+  for (const Linear& w : weights) expect(op, "k of x", k, w.k);
+  check_gate_up(op, weights);
+  Tensor y = at::empty({t, weights[0].n}, x.options());
+  if (y.numel() > 0)
+    rows::norm_gate_up(context(), x.const_data_ptr<float>(), t, read_norm(op, norm, norm_bias, eps, rms, offset, k), weights, static_cast<Act>(activation), y.mutable_data_ptr<float>());
   return y;
 }
 
-Tensor linear_add(const Tensor& x, at::TensorList parts, at::IntArrayRef kinds, const OptionalTensors& biases, const Tensor& residual, double scale) {
+Tensor linear_add(const Tensor& x, at::TensorList parts, at::IntArrayRef shapes, const OptionalTensors& biases, const Tensor& residual, double scale) {
   const char* op = "linear_add";
   check_matrix(op, "x", x);
   check_matrix(op, "residual", residual);
   const int64_t t = x.size(0);
-  const auto weights = read_weights(op, parts, kinds, biases, x.size(1));
+  const auto weights = read_weights(op, parts, shapes, biases);
   expect(op, "number of weights", static_cast<int64_t>(weights.size()), 1);
-  const int64_t n = weights[0].n;
+  expect(op, "k of x", x.size(1), weights[0].k);
   expect(op, "t of residual", residual.size(0), t);
-  expect(op, "n of residual", residual.size(1), n);
-  Tensor y = at::empty({t, n}, x.options());
-  if (t == 0 || n == 0) return y;
-  const Inputs inputs = arrange(weights, x.const_data_ptr<float>(), t);
-  float* out = y.mutable_data_ptr<float>();
-  const float* before = residual.const_data_ptr<float>();
-  const float factor = static_cast<float>(scale);
-  parallel_for(blocks_of(n), [&](int64_t b, int64_t e) {
-    const int64_t begin = b * BLOCK, end = std::min(e * BLOCK, n);
-    inputs.multiply(0, out, n, begin, end);
-    for (int64_t i = 0; i < t; ++i)
-      for (int64_t j = begin; j < end; ++j) out[i * n + j] = before[i * n + j] + factor * out[i * n + j];
-  });
+  expect(op, "n of residual", residual.size(1), weights[0].n);
+  Tensor y = at::empty({t, weights[0].n}, x.options());
+  if (y.numel() > 0)
+    rows::linear_add(context(), x.const_data_ptr<float>(), t, weights, residual.const_data_ptr<float>(), static_cast<float>(scale), y.mutable_data_ptr<float>());
   return y;
 }
 
@@ -258,19 +251,37 @@ Store read_store(const char* op, const Tensor& codes, const OptionalTensor& scal
   Store found{codes.data_ptr(), nullptr, packed ? static_cast<int>(bits) : dtype == at::kFloat ? 32 : 16, codes.size(2), d};
   expect(op, "bytes of a cache row", codes.size(3) * codes.element_size(), found.row_bytes());
   if (packed) {
-    TORCH_CHECK(scales.has_value() && scales->defined(), op, ": a cache of ", bits, " bits needs scales");
+    TORCH_CHECK(given(scales), op, ": a cache of ", bits, " bits needs scales");
     found.scales = const_cast<uint16_t*>(halves(op, "size of the cache's scales", *scales, codes.size(0) * PAGE * found.g * (d / 32)));
   }
   return found;
 }
 
-void turn(const float* cos, const float* sin, int64_t half, bool interleaved, float* head) {
-  for (int64_t i = 0; i < half; ++i) {
-    float& left = head[interleaved ? 2 * i : i];
-    float& right = head[interleaved ? 2 * i + 1 : i + half];
-    const float l = left, r = right;
-    left = l * cos[i] - r * sin[i];
-    right = r * cos[i] + l * sin[i];
+// One layer's caches, which have as many pages and heads.
+struct Caches {
+  Store k, v;
+  int64_t pages;
+
+  Caches(const char* op, const Tensor& k_cache, const OptionalTensor& k_scale, int64_t k_bits, const Tensor& v_cache, const OptionalTensor& v_scale, int64_t v_bits, int64_t d)
+      : k(read_store(op, k_cache, k_scale, k_bits, d)), v(read_store(op, v_cache, v_scale, v_bits, d)), pages(std::min(k_cache.size(0), v_cache.size(0))) {
+    expect(op, "g of v", v.g, k.g);
+  }
+};
+
+RopeArgs read_rope(const char* op, const OptionalTensor& cos, const OptionalTensor& sin, bool interleaved, int64_t d) {
+  if (!given(cos)) return {nullptr, nullptr, 0, false};
+  TORCH_CHECK(cos->dim() == 2 && given(sin), op, ": RoPE tables must be [positions, width / 2]");
+  const int64_t half = cos->size(1);
+  TORCH_CHECK(2 * half <= d, op, ": RoPE of ", 2 * half, " dimensions is wider than a head of ", d);
+  return {floats(op, "size of cos", *cos, cos->numel()), floats(op, "size of sin", *sin, cos->numel()), half, interleaved};
+}
+
+// Positions must lie in the RoPE table (of `table` rows, if not 0) and slots in the cache.
+void check_slots(const char* op, const BatchArgs& batch, int64_t pages, int64_t table) {
+  for (int64_t i = 0; i < batch.t; ++i) {
+    const int32_t slot = batch.slots[i], position = batch.positions[i];
+    TORCH_CHECK(slot >= 0 && slot < pages * PAGE, op, ": slot ", slot, " is outside a cache of ", pages * PAGE);
+    TORCH_CHECK(!table || (position >= 0 && position < table), op, ": position ", position, " is outside a RoPE table of ", table);
   }
 }
 
@@ -281,87 +292,42 @@ Tensor rope_store(const Tensor& qkv, const OptionalTensor& cos, const OptionalTe
                   const OptionalTensor& k_norm, double k_eps, double k_offset, int64_t h, int64_t d) {
   const char* op = "rope_store";
   check_matrix(op, "qkv", qkv);
-  const Store stores[] = {read_store(op, k_cache, k_scale, k_bits, d), read_store(op, v_cache, v_scale, v_bits, d)};
-  const int64_t t = qkv.size(0), g = stores[0].g, width = (h + 2 * g) * d;
-  expect(op, "g of v", stores[1].g, g);
-  expect(op, "(h+2g)*d of qkv", qkv.size(1), width);
-  const bool rotates = cos.has_value() && cos->defined();
-  const int64_t half = rotates ? cos->size(1) : 0, table = rotates ? cos->size(0) : 0;
-  const float* cos_rows = rotates ? floats(op, "size of cos", *cos, table * half) : nullptr;
-  const float* sin_rows = rotates ? floats(op, "size of sin", *sin, table * half) : nullptr;
-  TORCH_CHECK(2 * half <= d, op, ": RoPE of ", 2 * half, " dimensions is wider than a head of ", d);
-  const OptionalNorm norms[] = {OptionalNorm(op, q_norm, std::nullopt, q_eps, true, q_offset, d), OptionalNorm(op, k_norm, std::nullopt, k_eps, true, k_offset, d)};
-  const int32_t *position = integers(op, "t of positions", positions, t), *slot = integers(op, "t of slots", slots, t);
-  const int64_t room = std::min(k_cache.size(0), v_cache.size(0)) * PAGE;
-  for (int64_t i = 0; i < t; ++i) {
-    TORCH_CHECK(slot[i] >= 0 && slot[i] < room, op, ": slot ", slot[i], " is outside a cache of ", room);
-    TORCH_CHECK(!rotates || (position[i] >= 0 && position[i] < table), op, ": position ", position[i], " is outside a RoPE table of ", table);
-  }
+  const Caches caches(op, k_cache, k_scale, k_bits, v_cache, v_scale, v_bits, d);
+  const int64_t t = qkv.size(0), g = caches.k.g;
+  expect(op, "(h+2g)*d of qkv", qkv.size(1), (h + 2 * g) * d);
+  const RopeArgs rope = read_rope(op, cos, sin, interleaved, d);
+  const BatchArgs batch{integers(op, "t of positions", positions, t), integers(op, "t of slots", slots, t), nullptr, nullptr, nullptr, t, 0, 0};
+  check_slots(op, batch, caches.pages, given(cos) ? cos->size(0) : 0);
+  const HeadArgs heads{h, g, d, read_norm(op, q_norm, std::nullopt, q_eps, true, q_offset, d), read_norm(op, k_norm, std::nullopt, k_eps, true, k_offset, d)};
   Tensor q = at::empty({t, h, d}, qkv.options());
-  const float* input = qkv.const_data_ptr<float>();
-  float* q_out = q.mutable_data_ptr<float>();
-  parallel_for(t, [&](int64_t b, int64_t e) {
-    std::vector<float> space(static_cast<size_t>(d));
-    for (int64_t i = b; i < e; ++i)
-      for (int64_t j = 0; j < h + 2 * g; ++j) {
-        const float* from = input + i * width + j * d;
-        const bool is_q = j < h, is_v = j >= h + g;
-        float* head = is_q ? q_out + (i * h + j) * d : space.data();
-        const auto& norm = norms[is_q ? 0 : 1].args;
-        if (!is_v && norm) kernels->norm(*norm, from, head, d);
-        else std::memcpy(head, from, sizeof(float) * static_cast<size_t>(d));
-        if (!is_v && rotates) turn(cos_rows + position[i] * half, sin_rows + position[i] * half, half, interleaved, head);
-        if (!is_q) kernels->store(head, stores[is_v ? 1 : 0], slot[i], is_v ? j - h - g : j - h);
-      }
-  });
+  rows::rope_store(context(), qkv.const_data_ptr<float>(), rope, batch, caches.k, caches.v, heads, q.mutable_data_ptr<float>());
   return q;
 }
 
 // ── attention ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-// Where one token finds its keys.
-struct Token {
-  const int32_t* pages;
-  int64_t first, last;  // keys first .. last - 1
-
-  int64_t first_page() const { return first / PAGE; }
-  int64_t page_count() const { return (last - 1) / PAGE - first_page() + 1; }
-};
-
-std::vector<Token> read_batch(const char* op, const Tensor& positions, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table,
-                              int64_t t, int64_t pages, int64_t window) {
+// Every token must belong to a sequence, stand within it, and find its pages among `pages`.
+BatchArgs read_batch(const char* op, const Tensor& positions, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table, int64_t t, int64_t pages) {
   const int64_t b = lengths.numel();
   TORCH_CHECK(page_table.dim() == 2, op, ": the page table must be [b, p]");
   const int64_t width = page_table.size(1);
-  const int32_t *position = integers(op, "t of positions", positions, t), *start = integers(op, "b + 1 of query_start", query_start, b + 1);
-  const int32_t *length = integers(op, "b of lengths", lengths, b), *table = integers(op, "b * p of the page table", page_table, b * width);
-  std::vector<Token> tokens(static_cast<size_t>(t), Token{nullptr, 0, 0});
+  const BatchArgs batch{integers(op, "t of positions", positions, t), nullptr, integers(op, "b + 1 of query_start", query_start, b + 1),
+                        integers(op, "b of lengths", lengths, b), integers(op, "b * p of the page table", page_table, b * width), t, b, width};
+  TORCH_CHECK(batch.query_start[0] == 0 && batch.query_start[b] == t, op, ": query_start must rise from 0 to ", t);
   for (int64_t i = 0; i < b; ++i) {
-    TORCH_CHECK(start[i] >= 0 && start[i] <= start[i + 1] && start[i + 1] <= t, op, ": query_start must rise from 0 to ", t);
-    TORCH_CHECK(length[i] <= width * PAGE, op, ": a sequence of ", length[i], " keys has ", width, " pages");
-    for (int64_t j = 0; j * PAGE < length[i]; ++j) {
-      const int32_t page = table[i * width + j];
+    const int32_t from = batch.query_start[i], to = batch.query_start[i + 1], length = batch.lengths[i];
+    TORCH_CHECK(from <= to && to <= t, op, ": query_start must rise from 0 to ", t);
+    TORCH_CHECK(length <= width * PAGE, op, ": a sequence of ", length, " keys has ", width, " pages");
+    for (int64_t j = 0; j * PAGE < length; ++j) {
+      const int32_t page = batch.page_table[i * width + j];
       TORCH_CHECK(page >= 0 && page < pages, op, ": page ", page, " is outside a cache of ", pages);
     }
-    for (int32_t j = start[i]; j < start[i + 1]; ++j) {
-      TORCH_CHECK(position[j] >= 0 && position[j] < length[i], op, ": position ", position[j], " is outside a sequence of ", length[i]);
-      const int64_t seen = position[j] + 1;
-      tokens[static_cast<size_t>(j)] = {table + i * width, window > 0 && seen > window ? seen - window : 0, seen};
+    for (int32_t j = from; j < to; ++j) {
+      const int32_t position = batch.positions[j];
+      TORCH_CHECK(position >= 0 && position < length, op, ": position ", position, " is outside a sequence of ", length);
     }
   }
-  for (const Token& token : tokens) TORCH_CHECK(token.pages, op, ": a token belongs to no sequence");
-  return tokens;
-}
-
-// Fold the sums over another page into those before. Always in the order of the pages, so results do not depend on who computed them.
-void merge(const Partial& into, const Partial& next, int64_t share, int64_t d) {
-  for (int64_t h = 0; h < share; ++h) {
-    const float top = std::max(into.largest[h], next.largest[h]);
-    const float a = std::exp(into.largest[h] - top), b = std::exp(next.largest[h] - top);
-    for (int64_t i = 0; i < d; ++i) into.out[h * d + i] = a * into.out[h * d + i] + b * next.out[h * d + i];
-    into.total[h] = a * into.total[h] + b * next.total[h];
-    into.largest[h] = top;
-  }
+  return batch;
 }
 
 Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_scale, int64_t k_bits, const Tensor& v_cache,
@@ -370,66 +336,99 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_sc
   const char* op = "attend";
   TORCH_CHECK(q.dim() == 3 && q.is_contiguous() && q.scalar_type() == at::kFloat && q.device().is_cpu(), op, ": q must be contiguous f32 [t, h, d] on the CPU");
   const int64_t t = q.size(0), h = q.size(1), d = q.size(2);
-  const Store k = read_store(op, k_cache, k_scale, k_bits, d), v = read_store(op, v_cache, v_scale, v_bits, d);
-  const int64_t g = k.g, share = h / g, stride = share * (d + 2);
-  expect(op, "g of v", v.g, g);
-  expect(op, "h of q modulo g", h % g, 0);
-  const auto tokens = read_batch(op, positions, query_start, lengths, page_table, t, std::min(k_cache.size(0), v_cache.size(0)), window);
-  const float* queries = q.const_data_ptr<float>();
-  if (k.bits < 16) {  // turn the queries as the keys are turned
-    float* turned = scratch(QUERIES, t * h * d);
-    std::memcpy(turned, queries, sizeof(float) * static_cast<size_t>(t * h * d));
-    for (int64_t i = 0; i < t * h; ++i) kernels->rotate(turned + i * d, d, 1.0f / 32.0f);
-    queries = turned;
-  }
+  const Caches caches(op, k_cache, k_scale, k_bits, v_cache, v_scale, v_bits, d);
+  expect(op, "h of q modulo g", h % caches.k.g, 0);
+  const BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, caches.pages);
   Tensor y = at::empty({t, h * d}, q.options());
-  float* out = y.mutable_data_ptr<float>();
-  auto partial_at = [&](float* space) { return Partial{space, space + share * d, space + share * (d + 1)}; };
-  auto page = [&](int64_t item, int64_t index, float* space) {
-    const Token& token = tokens[static_cast<size_t>(item / g)];
-    const int64_t at = token.first_page() + index, first = std::max(token.first - at * PAGE, int64_t{0}), last = std::min(token.last - at * PAGE, PAGE);
-    kernels->attend(k, v, {queries + item * share * d, share, item % g, token.pages[at], first, last, static_cast<float>(scale), static_cast<float>(softcap)}, partial_at(space));
-  };
-  auto finish = [&](int64_t item, const Partial& sums) {
-    for (int64_t i = 0; i < share; ++i) {
-      float* head = out + (item * share + i) * d;
-      const float factor = 1.0f / sums.total[i];
-      for (int64_t j = 0; j < d; ++j) head[j] = sums.out[i * d + j] * factor;
-      if (v.bits < 16) kernels->rotate(head, d, 1.0f / 32.0f);
-    }
-  };
-  const int64_t items = t * g;
-  if (items >= 8 * threads()) {  // enough to share out: each thread takes all pages of an item
-    parallel_for(items, [&](int64_t b, int64_t e) {
-      std::vector<float> space(static_cast<size_t>(2 * stride));
-      const Partial sums = partial_at(space.data()), next = partial_at(space.data() + stride);
-      for (int64_t item = b; item < e; ++item) {
-        page(item, 0, space.data());
-        for (int64_t i = 1; i < tokens[static_cast<size_t>(item / g)].page_count(); ++i) {
-          page(item, i, space.data() + stride);
-          merge(sums, next, share, d);
-        }
-        finish(item, sums);
-      }
-    });
-    return y;
+  rows::attend(context(), q.const_data_ptr<float>(), h, caches.k, caches.v, batch, {static_cast<float>(scale), static_cast<float>(softcap), window}, y.mutable_data_ptr<float>());
+  return y;
+}
+
+// ── layers ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+// A decoder's layers, read and checked once, so that a step is one call.
+struct Layers : torch::CustomClassHolder {
+  std::vector<Layer> layers;
+  std::vector<Tensor> kept;  // what the layers point into
+  int64_t table = 0;         // rows of the shortest RoPE table; 0: there is none
+
+  // norms: attention's and the MLP's weight and bias, those of q's and k's heads; scalars: eps and offset of each of these four.
+  // counts: weights of q, k and v and of gate and up; numbers: h, g, d, interleaved, window, activation, rms.
+  void add(const OptionalTensors& norms, const std::vector<double>& scalars, const std::vector<Tensor>& parts, const std::vector<int64_t>& shapes,
+           const OptionalTensors& biases, const std::vector<int64_t>& counts, const OptionalTensor& cos, const OptionalTensor& sin,
+           const std::vector<int64_t>& numbers, double scale, double softcap, double residual_scale) {
+    const char* op = "layers";
+    expect(op, "norms", static_cast<int64_t>(norms.size()), 6);
+    expect(op, "scalars", static_cast<int64_t>(scalars.size()), 8);
+    expect(op, "counts", static_cast<int64_t>(counts.size()), 2);
+    expect(op, "numbers", static_cast<int64_t>(numbers.size()), 7);
+    expect(op, "weights", static_cast<int64_t>(biases.size()), counts[0] + counts[1] + 2);
+    const int64_t h = numbers[0], g = numbers[1], d = numbers[2];
+    const bool rms = numbers[6] != 0;
+    Weights all = read_weights(op, parts, shapes, biases);
+    Layer layer{};
+    const auto from = all.begin();
+    layer.qkv.assign(from, from + counts[0]);
+    layer.o.assign(from + counts[0], from + counts[0] + 1);
+    layer.gate_up.assign(from + counts[0] + 1, all.end() - 1);
+    layer.down.assign(all.end() - 1, all.end());
+    check_gate_up(op, layer.gate_up);
+    const int64_t hidden = layer.qkv[0].k;
+    int64_t width = 0;
+    for (const Linear& w : layer.qkv) expect(op, "k of q, k and v", w.k, hidden), width += w.n;
+    expect(op, "(h+2g)*d of q, k and v", width, (h + 2 * g) * d);
+    expect(op, "n of o", layer.o[0].n, hidden);
+    expect(op, "k of o", layer.o[0].k, h * d);
+    for (const Linear& w : layer.gate_up) expect(op, "k of gate and up", w.k, hidden);
+    expect(op, "n of down", layer.down[0].n, hidden);
+    expect(op, "k of down", layer.down[0].k, layer.gate_up[0].n);
+    TORCH_CHECK(layers.empty() || layers[0].qkv[0].k == hidden, op, ": layers have different widths");
+    layer.attention_norm = read_norm(op, norms.get(0), norms.get(1), scalars[0], rms, scalars[1], hidden);
+    layer.mlp_norm = read_norm(op, norms.get(2), norms.get(3), scalars[2], rms, scalars[3], hidden);
+    layer.heads = {h, g, d, read_norm(op, norms.get(4), std::nullopt, scalars[4], true, scalars[5], d), read_norm(op, norms.get(5), std::nullopt, scalars[6], true, scalars[7], d)};
+    layer.rope = read_rope(op, cos, sin, numbers[3] != 0, d);
+    layer.attention = {static_cast<float>(scale), static_cast<float>(softcap), numbers[4]};
+    layer.act = static_cast<Act>(numbers[5]);
+    layer.residual_scale = static_cast<float>(residual_scale);
+    if (given(cos)) table = table ? std::min(table, cos->size(0)) : cos->size(0);
+    kept.insert(kept.end(), parts.begin(), parts.end());
+    for (const auto& optional : {norms, biases})
+      for (size_t i = 0; i < optional.size(); ++i)
+        if (given(optional.get(i))) kept.push_back(*optional.get(i));
+    if (given(cos)) kept.insert(kept.end(), {*cos, *sin});
+    layers.push_back(std::move(layer));
   }
-  // Few tokens over many pages: pages are shared out, and all heads of a page follow each other, because they lie together.
-  std::vector<int64_t> starts{0};  // where the (page, head) pairs of each token begin
-  for (const Token& token : tokens) starts.push_back(starts.back() + token.page_count() * g);
-  float* space = scratch(PARTIALS, starts.back() * stride);
-  parallel_for(starts.back(), [&](int64_t b, int64_t e) {
-    int64_t token = std::upper_bound(starts.begin(), starts.end(), b) - starts.begin() - 1;
-    for (int64_t i = b; i < e; ++i) {
-      while (i >= starts[static_cast<size_t>(token + 1)]) ++token;
-      const int64_t pair = i - starts[static_cast<size_t>(token)];
-      page(token * g + pair % g, pair / g, space + i * stride);
-    }
-  });
-  for (int64_t item = 0; item < items; ++item) {
-    float* first = space + (starts[static_cast<size_t>(item / g)] + item % g) * stride;
-    for (int64_t i = 1; i < tokens[static_cast<size_t>(item / g)].page_count(); ++i) merge(partial_at(first), partial_at(first + i * g * stride), share, d);
-    finish(item, partial_at(first));
+};
+
+// All layers on x [t, k] -> [t, k]. caches: k, v, k_scale, v_scale of each layer; bits: of k and v of each.
+Tensor run_layers(const c10::intrusive_ptr<Layers>& layers, const Tensor& x, const Tensor& positions, const Tensor& slots, const Tensor& query_start,
+                  const Tensor& lengths, const Tensor& page_table, const OptionalTensors& caches, at::IntArrayRef bits) {
+  const char* op = "layers";
+  check_matrix(op, "x", x);
+  const int64_t t = x.size(0), count = static_cast<int64_t>(layers->layers.size());
+  expect(op, "caches", static_cast<int64_t>(caches.size()), 4 * count);
+  expect(op, "bits", static_cast<int64_t>(bits.size()), 2 * count);
+  Tensor y = at::empty(x.sizes(), x.options());
+  std::copy_n(x.const_data_ptr<float>(), x.numel(), y.mutable_data_ptr<float>());
+  if (t == 0) return y;
+  std::vector<Caches> found;
+  for (int64_t i = 0; i < count; ++i) {
+    const Layer& layer = layers->layers[static_cast<size_t>(i)];
+    const auto cache = [&](int64_t part) { return caches.get(static_cast<size_t>(4 * i + part)); };
+    TORCH_CHECK(given(cache(0)) && given(cache(1)), op, ": a cache is missing");
+    found.emplace_back(op, *cache(0), cache(2), bits[static_cast<size_t>(2 * i)], *cache(1), cache(3), bits[static_cast<size_t>(2 * i + 1)], layer.heads.d);
+    expect(op, "g of a cache", found.back().k.g, layer.heads.g);
+    expect(op, "k of x", x.size(1), layer.qkv[0].k);
+  }
+  int64_t pages = found.empty() ? 0 : found[0].pages;
+  for (const Caches& each : found) pages = std::min(pages, each.pages);
+  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, pages);
+  batch.slots = integers(op, "t of slots", slots, t);
+  check_slots(op, batch, pages, layers->table);
+  const Context place = context();
+  for (int64_t i = 0; i < count; ++i) {
+    const auto index = static_cast<size_t>(i);
+    rows::run_layer(place, layers->layers[index], batch, found[index].k, found[index].v, y.mutable_data_ptr<float>());
   }
   return y;
 }
@@ -437,10 +436,13 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_sc
 }  // namespace
 
 TORCH_LIBRARY(exltui_cpu, m) {
+  m.class_<Layers>("Layers").def(torch::init<>()).def("add", &Layers::add);
   m.def("configure(str cap, int threads) -> str", configure);
-  m.def("norm_linear(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] kinds, Tensor?[] biases) -> Tensor", norm_linear);
-  m.def("norm_gate_up(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] kinds, Tensor?[] biases, int activation) -> Tensor", norm_gate_up);
-  m.def("linear_add(Tensor x, Tensor[] parts, int[] kinds, Tensor?[] biases, Tensor residual, float scale) -> Tensor", linear_add);
+  m.def("pack(Tensor w, int format, Tensor? scales, Tensor? zeros, Tensor groups, Tensor? order, int[] shape) -> Tensor", pack);
+  m.def("norm_linear(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] shapes, Tensor?[] biases) -> Tensor", norm_linear);
+  m.def("norm_gate_up(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] shapes, Tensor?[] biases, int activation) -> Tensor", norm_gate_up);
+  m.def("linear_add(Tensor x, Tensor[] parts, int[] shapes, Tensor?[] biases, Tensor residual, float scale) -> Tensor", linear_add);
   m.def("rope_store(Tensor qkv, Tensor? cos, Tensor? sin, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!)? k_scale, int k_bits, Tensor(c!) v, Tensor(d!)? v_scale, int v_bits, Tensor? q_norm, float q_eps, float q_offset, Tensor? k_norm, float k_eps, float k_offset, int h, int d) -> Tensor", rope_store);
   m.def("attend(Tensor q, Tensor k, Tensor? k_scale, int k_bits, Tensor v, Tensor? v_scale, int v_bits, Tensor positions, Tensor query_start, Tensor lengths, Tensor page_table, float scale, float softcap, int window) -> Tensor", attend);
+  m.def("run_layers(__torch__.torch.classes.exltui_cpu.Layers layers, Tensor x, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table, Tensor?[] caches, int[] bits) -> Tensor", run_layers);
 }

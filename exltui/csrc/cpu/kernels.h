@@ -12,28 +12,42 @@ namespace exltui {
 
 enum class Type : int { f32, f16, bf16 };
 enum class Act : int { none, silu, gelu_tanh, gelu };
-enum class Kind : int { dense, exl2, gptq };
+enum class Kind : int { dense, packed };
 
-constexpr int64_t BLOCK = 32;    // out-features that are cut off together; a packed format has multiples of it
+constexpr int64_t BLOCK = 32;    // out-features that are cut off together
+constexpr int64_t UNIT = 32;     // in-features whose codes lie together, and whose int8 activations share a scale
 constexpr int64_t DEPTH = 256;   // in-features that a product of many rows takes at a time
 constexpr int64_t PAGE = 256;    // tokens in a cache page
 
-struct Exl2Group {
-  int32_t bits, first, rows;  // first packed row; rows is a multiple of 32
+// Stored rows (in-features) that share a scale for each column: codes of `bits` bits, a multiple of UNIT rows.
+struct Group {
+  int32_t bits, rows;
 };
 
-// One weight as it lies in its file.
+// One weight, dense as it lies in its file, or packed (layout: packed_impl.h).
 struct Linear {
   Kind kind;
-  Type type;                // dense: of w
-  const void* w;            // dense [n, k], EXL2 u32 [P, n], GPTQ u32 [k / 8, n]
-  const uint16_t* scales;   // EXL2 and GPTQ: f16 [G, n]
-  const int32_t* zeros;     // GPTQ [G, n]
-  const int32_t* index;     // EXL2: in-feature of each stored row [k]; GPTQ: group of each row [k]
-  const Exl2Group* groups;  // EXL2 [G]
+  Type type;             // dense: of w
+  const void* w;         // dense [n, k]; packed: blocks of 32 columns
+  const int32_t* order;  // packed: the in-feature of each stored row [rows], -1 for none; null where rows are in-features in order
+  const Group* groups;   // packed [group_count]
   int64_t group_count;
-  const float* bias;        // [n] or null
-  int64_t n, k;
+  int64_t block_bytes;  // packed: from one block to the next
+  bool zeros;           // packed: groups have a zero point for each column; otherwise it is the middle of their codes
+  bool int8;            // packed: activations are rounded to 8 bits
+  const float* bias;    // [n] or null
+  int64_t n, k, rows;   // rows: stored rows; k where dense
+
+  EXLTUI_INLINE int64_t units() const { return kind == Kind::packed ? rows / UNIT : 0; }
+};
+
+// The activations of a product, as its weight wants them.
+struct Tokens {
+  const float* x;       // [t, k], packed [t, rows] in stored order; many dense or f32 ones in tiles, [t / tile, rows, tile]
+  const int8_t* codes;  // int8: [t, rows]
+  const float* scales;  // int8: [t, units], what codes are multiplied with
+  const float* totals;  // packed: [t, units], the sum of each unit's activations, negated
+  int64_t t;
 };
 
 struct NormArgs {
@@ -70,14 +84,27 @@ struct Partial {
   float* total;    // [share]
 };
 
+// Where the codes of a packed weight come from. Columns past n and rows that no in-feature has get codes that mean zero.
+struct Source {
+  enum class Format : int { plain, exl2, gptq } format;
+  Type type;               // plain: of w
+  const void* w;           // plain [n, k]; EXL2 u32 [P, n]; GPTQ u32 [k / 8, n]
+  const uint16_t* scales;  // EXL2 and GPTQ: f16 [G, n]
+  const int32_t* zeros;    // GPTQ [G, n]
+  int64_t n, k;
+};
+
 struct Kernels {
   const char* name;
   int64_t tile;  // rows that a product of many rows takes at a time
-  // Rows begin .. end - 1 of w times x[t, k] into columns begin .. end - 1 of y; begin is a multiple of BLOCK. Few tokens: w is read
-  // once for every 4 to 8. For EXL2, x is in stored row order and sums[t, G] are its sums over each group.
-  void (*few)(const Linear& w, const float* x, const float* sums, int64_t t, float* y, int64_t ldy, int64_t begin, int64_t end);
-  // The same for many tokens; tiles is x in tiles of `tile` tokens, [t / tile, k, tile], the last one padded with zeros.
-  void (*many)(const Linear& w, const float* tiles, int64_t t, float* y, int64_t ldy, int64_t begin, int64_t end);
+  // Rows begin .. end - 1 of w times all tokens into columns begin .. end - 1 of y; begin is a multiple of BLOCK. Few tokens: w is read
+  // once for every 4 to 8.
+  void (*few)(const Linear& w, const Tokens& tokens, float* y, int64_t ldy, int64_t begin, int64_t end);
+  void (*many)(const Linear& w, const Tokens& tokens, float* y, int64_t ldy, int64_t begin, int64_t end);
+  // x [rows] to codes, scales and negated totals, a scale for each 32: the largest magnitude becomes 127.
+  void (*round8)(const float* x, int64_t rows, int8_t* codes, float* scales, float* totals);
+  // Block `block` of a packed weight, whose groups, order and zeros `w` states, from `source` into `out`.
+  void (*pack)(const Linear& w, const Source& source, int64_t block, void* out);
   void (*norm)(const NormArgs& args, const float* x, float* y, int64_t k);
   // gate[i] = act(gate[i]) * up[i]; up may be null.
   void (*activate)(Act act, float* gate, const float* up, int64_t count);
@@ -91,9 +118,12 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_vnni;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
 #endif
 
-// The best set for this machine whose name is not better than `cap` ("portable", "avx2", "avx512", or "" for no cap).
+// The best set for this machine whose name is not better than `cap` ("portable", "neon", "avx2", "avx512", "vnni", or "" for no cap).
 const Kernels& choose(const char* cap);
 
 }  // namespace exltui

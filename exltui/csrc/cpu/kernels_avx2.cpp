@@ -68,12 +68,30 @@ struct V {
 
 struct VI {
   __m256i v;
+  static VI zero() { return {_mm256_setzero_si256()}; }
   static VI load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  static VI broadcast4(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return {_mm256_set1_epi32(four)};
+  }
+  static VI add(VI a, VI b) { return {_mm256_add_epi32(a.v, b.v)}; }
+  // Each lane of sum plus four unsigned codes of B bits times four signed bytes.
+  template <int B>
+  static VI dot(VI sum, VI codes, VI x) {
+    const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
+    if constexpr (B < 8) return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.v, x.v), ones))};
+    // Pairs of 8-bit products leave 16 bits, so the halves of a code go one after the other.
+    const __m256i lower = _mm256_maddubs_epi16(_mm256_and_si256(codes.v, low), x.v);
+    const __m256i upper = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(codes.v, 4), low), x.v);
+    return {_mm256_add_epi32(sum.v, _mm256_add_epi32(_mm256_madd_epi16(lower, ones), _mm256_madd_epi16(upper, _mm256_set1_epi16(16))))};
+  }
   VI shift_right(int s) const { return {_mm256_srli_epi32(v, s)}; }
   VI shift_left(int s) const { return {_mm256_slli_epi32(v, s)}; }
   VI bit_or(VI o) const { return {_mm256_or_si256(v, o.v)}; }
   VI bit_and(uint32_t mask) const { return {_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(mask)))}; }
   V to_float() const { return {_mm256_cvtepi32_ps(v)}; }
+  void store(uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
 
 namespace {
@@ -81,12 +99,13 @@ namespace {
 #include "dense_impl.h"
 #include "packed_impl.h"
 #include "many_impl.h"
+#include "pack_impl.h"
 #include "attend_impl.h"
 }  // namespace
 
 }  // namespace avx2
 
-const Kernels kernels_avx2{"avx2", avx2::TILE, avx2::few, avx2::many, avx2::norm, avx2::activate, avx2::rotate, avx2::store, avx2::attend};
+const Kernels kernels_avx2{"avx2", avx2::TILE, avx2::few, avx2::many, avx2::round8, avx2::pack, avx2::norm, avx2::activate, avx2::rotate, avx2::store, avx2::attend};
 
 }  // namespace exltui
 #if defined(__clang__)

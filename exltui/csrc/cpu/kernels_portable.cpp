@@ -84,8 +84,28 @@ struct VI {
     for (int i = 0; i < WIDTH; ++i) r.v[i] = f(i);
     return r;
   }
+  static VI zero() {
+    return each([](int) { return 0u; });
+  }
   static VI load(const uint32_t* p) {
     return each([&](int i) { return p[i]; });
+  }
+  static VI broadcast4(const int8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return each([&](int) { return four; });
+  }
+  static VI add(VI a, VI b) {
+    return each([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  // Each lane of sum plus four unsigned codes of B bits times four signed bytes.
+  template <int B>
+  static VI dot(VI sum, VI codes, VI x) {
+    return each([&](int i) {
+      int32_t total = static_cast<int32_t>(sum.v[i]);
+      for (int byte = 0; byte < 32; byte += 8) total += static_cast<int32_t>(codes.v[i] >> byte & 255u) * static_cast<int8_t>(x.v[i] >> byte & 255u);
+      return static_cast<uint32_t>(total);
+    });
   }
   VI shift_right(int s) const {
     return each([&](int i) { return v[i] >> s; });
@@ -101,8 +121,11 @@ struct VI {
   }
   V to_float() const {
     V r;
-    for (int i = 0; i < WIDTH; ++i) r.v[i] = static_cast<float>(v[i]);
+    for (int i = 0; i < WIDTH; ++i) r.v[i] = static_cast<float>(static_cast<int32_t>(v[i]));
     return r;
+  }
+  void store(uint32_t* p) const {
+    for (int i = 0; i < WIDTH; ++i) p[i] = v[i];
   }
 };
 
@@ -111,26 +134,12 @@ namespace {
 #include "dense_impl.h"
 #include "packed_impl.h"
 #include "many_impl.h"
+#include "pack_impl.h"
 #include "attend_impl.h"
 }  // namespace
 
 }  // namespace portable
 
-const Kernels kernels_portable{"portable", portable::TILE, portable::few, portable::many, portable::norm, portable::activate, portable::rotate, portable::store, portable::attend};
-
-const Kernels& choose(const char* cap) {
-  const char first = cap[0];
-  if (first == 'p') return kernels_portable;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool capped = first == 'a' && cap[1] == 'v' && cap[2] == 'x' && cap[3] == '2';
-  if (avx512 && !capped) return kernels_avx512;
-  if (avx2) return kernels_avx2;
-#endif
-  return kernels_portable;
-}
+const Kernels kernels_portable{"portable", portable::TILE, portable::few, portable::many, portable::round8, portable::pack, portable::norm, portable::activate, portable::rotate, portable::store, portable::attend};
 
 }  // namespace exltui

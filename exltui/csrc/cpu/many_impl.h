@@ -24,40 +24,32 @@ inline void dense_panel(const Linear& w, int64_t row, int64_t begin, int64_t end
     for (int r = 0; r < PANEL; ++r) panel[(i - begin) * PANEL + r] = row + r < w.n ? load_one<type>(w.w, (row + r) * w.k + i) : 0.0f;
 }
 
-inline void exl2_panel(const Linear& w, int64_t column, int64_t begin, int64_t end, float* panel) {
-  int64_t first = 0;  // stored row where the group begins
-  for (int64_t g = 0; g < w.group_count && first < end; first += w.groups[g++].rows) {
-    const Exl2Group& group = w.groups[g];
-    const int64_t from = first > begin ? first : begin, to = first + group.rows < end ? first + group.rows : end;
-    for (int half = 0; half < 2 && from < to; ++half) {
-      const int64_t at = column + half * WIDTH;
-      const V scale = V::from_half(w.scales + g * w.n + at), zero = V::broadcast(-static_cast<float>(1 << (group.bits - 1)));
-      for_bits(group.bits, [&](auto bits) {
-        constexpr int B = decltype(bits)::value;
-        for (int64_t row = from; row < to; row += 32) {
-          const uint32_t* words = static_cast<const uint32_t*>(w.w) + (group.first + (row - first) / 32 * B) * w.n + at;
-          float* out = panel + (row - begin) * PANEL + half * WIDTH;
-          unpack32<B>(words, w.n, [&](int i, V code) { V::mul(V::add(code, zero), scale).store(out + i * PANEL); });
+inline void packed_panel(const Linear& w, int64_t column, int64_t begin, int64_t end, float* panel) {
+  const char* at = static_cast<const char*>(w.w) + column / BLOCK * w.block_bytes;
+  const int first = static_cast<int>(column % BLOCK / WIDTH);
+  for (int64_t g = 0, row = 0; g < w.group_count && row < end; ++g) {
+    const Group& group = w.groups[g];
+    const char* words = at + head_bytes(w);
+    for_bits(group.bits, [&](auto bits) {
+      constexpr int B = decltype(bits)::value;
+      for (int half = 0; half < 2; ++half) {
+        const Head head = read_head(w, group, at, first + half);
+        for (int64_t i = 0; i < group.rows; i += UNIT) {
+          if (row + i < begin || row + i >= end) continue;
+          VI word[B];
+          for (int b = 0; b < B; ++b) word[b] = VI::load(reinterpret_cast<const uint32_t*>(words + i * B * 4) + b * BLOCK + (first + half) * WIDTH);
+          float* out = panel + (row + i - begin) * PANEL + half * WIDTH;
+#pragma GCC unroll 8
+          for (int q = 0; q < 8; ++q) {
+            const VI codes = quad<B>(word, q);
+            for (int byte = 0; byte < 4; ++byte)
+              V::mul(V::sub(codes.shift_right(8 * byte).bit_and(255).to_float(), head.zero), head.scale).store(out + (q * 4 + byte) * PANEL);
+          }
         }
-      });
-    }
-  }
-}
-
-inline void gptq_panel(const Linear& w, int64_t column, int64_t begin, int64_t end, float* panel) {
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = column + half * WIDTH;
-    int32_t group = -1;
-    V scale = V::zero(), zero = V::zero();
-    for (int64_t row = begin; row < end; ++row) {
-      if (w.index[row] != group) {
-        group = w.index[row];
-        scale = V::from_half(w.scales + group * w.n + at);
-        zero = VI::load(reinterpret_cast<const uint32_t*>(w.zeros + group * w.n + at)).to_float();
       }
-      const V code = VI::load(static_cast<const uint32_t*>(w.w) + row / 8 * w.n + at).shift_right(4 * static_cast<int>(row % 8)).bit_and(15).to_float();
-      V::mul(V::sub(code, zero), scale).store(panel + (row - begin) * PANEL + half * WIDTH);
-    }
+    });
+    at = words + group.rows * group.bits * 4;
+    row += group.rows;
   }
 }
 
@@ -85,22 +77,21 @@ inline void panel_tile(const float* panel, const float* x, int64_t depth, float*
   }
 }
 
-void many(const Linear& w, const float* tiles, int64_t t, float* y, int64_t ldy, int64_t begin, int64_t end) {
+inline void many_floats(const Linear& w, const Tokens& tokens, float* y, int64_t ldy, int64_t begin, int64_t end) {
   alignas(64) float panel[DEPTH * PANEL];
   static const float zeros[PANEL] = {};
-  for (int64_t depth = 0; depth < w.k; depth += DEPTH) {
-    const int64_t stop = depth + DEPTH < w.k ? depth + DEPTH : w.k;
+  for (int64_t depth = 0; depth < w.rows; depth += DEPTH) {
+    const int64_t stop = depth + DEPTH < w.rows ? depth + DEPTH : w.rows;
     for (int64_t column = begin; column < end; column += PANEL) {
-      if (w.kind == Kind::exl2) exl2_panel(w, column, depth, stop, panel);
-      else if (w.kind == Kind::gptq) gptq_panel(w, column, depth, stop, panel);
+      if (w.kind == Kind::packed) packed_panel(w, column, depth, stop, panel);
       else if (w.type == Type::f16) dense_panel<Type::f16>(w, column, depth, stop, panel);
       else if (w.type == Type::bf16) dense_panel<Type::bf16>(w, column, depth, stop, panel);
       else dense_panel<Type::f32>(w, column, depth, stop, panel);
       const int64_t columns = end - column < PANEL ? end - column : PANEL;
       const float* start = depth > 0 ? nullptr : w.bias ? w.bias + column : zeros;
-      for (int64_t token = 0; token < t; token += TILE) {
-        const float* x = tiles + token * w.k + depth * TILE;
-        const int64_t left = t - token;
+      for (int64_t token = 0; token < tokens.t; token += TILE) {
+        const float* x = tokens.x + token * w.rows + depth * TILE;
+        const int64_t left = tokens.t - token;
         float* out = y + token * ldy + column;
         if (left <= TILE / 3) panel_tile<TILE / 3>(panel, x, stop - depth, out, ldy, start, left, columns);
         else if (left <= 2 * TILE / 3) panel_tile<2 * TILE / 3>(panel, x, stop - depth, out, ldy, start, left, columns);
@@ -108,4 +99,110 @@ void many(const Linear& w, const float* tiles, int64_t t, float* y, int64_t ldy,
       }
     }
   }
+}
+
+// ── int8 activations ──
+// A panel of codes, one byte each, of PANEL columns and up to DEPTH rows: [unit, quad, column, 4]. With it goes what its units are
+// multiplied with.
+
+constexpr int TOKENS = WIDTH == 16 ? 6 : 3;
+
+struct CodePanel {
+  alignas(64) uint32_t words[DEPTH / UNIT][8][PANEL];
+  alignas(64) float scale[DEPTH / UNIT][PANEL], zero[DEPTH / UNIT][PANEL];
+};
+
+// Units begin .. end - 1.
+inline void code_panel(const Linear& w, int64_t column, int64_t begin, int64_t end, CodePanel* panel) {
+  const char* at = static_cast<const char*>(w.w) + column / BLOCK * w.block_bytes;
+  const int first = static_cast<int>(column % BLOCK / WIDTH);
+  for (int64_t g = 0, index = 0; g < w.group_count && index < end; ++g) {
+    const Group& group = w.groups[g];
+    const char* words = at + head_bytes(w);
+    for_bits(group.bits, [&](auto bits) {
+      constexpr int B = decltype(bits)::value;
+      for (int64_t i = 0; i < group.rows / UNIT; ++i) {
+        if (index + i < begin || index + i >= end) continue;
+        const int64_t to = index + i - begin;
+        for (int half = 0; half < 2; ++half) {
+          const Head head = read_head(w, group, at, first + half);
+          head.scale.store(panel->scale[to] + half * WIDTH);
+          head.zero.store(panel->zero[to] + half * WIDTH);
+          VI word[B];
+          for (int b = 0; b < B; ++b) word[b] = VI::load(reinterpret_cast<const uint32_t*>(words + i * B * BLOCK * 4) + b * BLOCK + (first + half) * WIDTH);
+#pragma GCC unroll 8
+          for (int q = 0; q < 8; ++q) quad<B>(word, q).store(panel->words[to][q] + half * WIDTH);
+        }
+      }
+    });
+    at = words + group.rows * group.bits * 4;
+    index += group.rows / UNIT;
+  }
+}
+
+// B: a width that no code exceeds.
+template <int B, int T>
+inline void code_tile(const Linear& w, const CodePanel& panel, const Tokens& tokens, int64_t token, int64_t begin, int64_t end, V (*out)[2]) {
+  for (int64_t index = begin; index < end; ++index) {
+    VI sum[T][2];
+    for (int t = 0; t < T; ++t) sum[t][0] = sum[t][1] = VI::zero();
+    const int8_t* codes = tokens.codes + token * w.rows + index * UNIT;
+    for (int q = 0; q < 8; ++q) {
+      const VI left = VI::load(panel.words[index - begin][q]), right = VI::load(panel.words[index - begin][q] + WIDTH);
+      for (int t = 0; t < T; ++t) {
+        const VI four = VI::broadcast4(codes + t * w.rows + q * 4);
+        sum[t][0] = VI::dot<B>(sum[t][0], left, four);
+        sum[t][1] = VI::dot<B>(sum[t][1], right, four);
+      }
+    }
+    for (int c = 0; c < 2; ++c) {
+      const V scale = V::load(panel.scale[index - begin] + c * WIDTH), zero = V::load(panel.zero[index - begin] + c * WIDTH);
+      for (int t = 0; t < T; ++t) {
+        const int64_t at = (token + t) * w.units() + index;
+        const V unit = V::fma(sum[t][c].to_float(), V::broadcast(tokens.scales[at]), V::mul(zero, V::broadcast(tokens.totals[at])));
+        out[t][c] = V::fma(unit, scale, out[t][c]);
+      }
+    }
+  }
+}
+
+template <int B, int T>
+inline void code_rows(const Linear& w, const CodePanel& panel, const Tokens& tokens, int64_t token, int64_t begin, int64_t end, float* y, int64_t ldy, const float* start,
+                      int64_t columns) {
+  V out[T][2];
+  for (int t = 0; t < T; ++t) out[t][0] = out[t][1] = V::zero();
+  code_tile<B, T>(w, panel, tokens, token, begin, end, out);
+  float space[PANEL];
+  for (int t = 0; t < T; ++t) {
+    out[t][0].store(space);
+    out[t][1].store(space + WIDTH);
+    float* to = y + (token + t) * ldy;
+    const float* before = start ? start : to;
+    for (int64_t c = 0; c < columns; ++c) to[c] = before[c] + space[c];
+  }
+}
+
+template <int B>
+inline void many_codes(const Linear& w, const Tokens& tokens, float* y, int64_t ldy, int64_t begin, int64_t end) {
+  CodePanel panel;
+  static const float zeros[PANEL] = {};
+  for (int64_t depth = 0; depth < w.units(); depth += DEPTH / UNIT) {
+    const int64_t stop = depth + DEPTH / UNIT < w.units() ? depth + DEPTH / UNIT : w.units();
+    for (int64_t column = begin; column < end; column += PANEL) {
+      code_panel(w, column, depth, stop, &panel);
+      const int64_t columns = end - column < PANEL ? end - column : PANEL;
+      const float* start = depth > 0 ? nullptr : w.bias ? w.bias + column : zeros;
+      int64_t token = 0;
+      for (; token + TOKENS <= tokens.t; token += TOKENS) code_rows<B, TOKENS>(w, panel, tokens, token, depth, stop, y + column, ldy, start, columns);
+      for (; token < tokens.t; ++token) code_rows<B, 1>(w, panel, tokens, token, depth, stop, y + column, ldy, start, columns);
+    }
+  }
+}
+
+void many(const Linear& w, const Tokens& tokens, float* y, int64_t ldy, int64_t begin, int64_t end) {
+  if (!w.int8) return many_floats(w, tokens, y, ldy, begin, end);
+  bool wide = false;
+  for (int64_t g = 0; g < w.group_count; ++g) wide |= w.groups[g].bits == 8;
+  if (wide) many_codes<8>(w, tokens, y, ldy, begin, end);
+  else many_codes<6>(w, tokens, y, ldy, begin, end);
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exltui.engine.model.preparation import Preparation, blocked_bytes
 from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.model.weights.dense import DenseWeight
@@ -67,26 +68,33 @@ class Layer:
 class Decoder:
     """The forward pass. ``context`` bounds the positions that the RoPE tables cover."""
 
-    def __init__(self, spec: ArchSpec, checkpoint: Checkpoint, ops: OpSet, context: int) -> None:
+    def __init__(self, spec: ArchSpec, checkpoint: Checkpoint, ops: OpSet, context: int, prepare: Preparation | None = None) -> None:
         self.spec = spec
         self.ops = ops
         self.dtype = torch.float32 if spec.wide_residual else ops.dtype  # of the residual
         self._ropes: dict[tuple[RopeSpec, int], Rope] = {}
         self._checkpoint = checkpoint
         self._context = context
-        embedding = self._weight(LinearSpec(spec.embedding, spec.vocab, spec.hidden))
-        self.embedding = embedding.dense()
+        self._prepare = prepare or Preparation(ops.device)
+        embedding = checkpoint.weight(LinearSpec(spec.embedding, spec.vocab, spec.hidden))
+        self.embedding = embedding.prepare(ops.device).dense()
         self.positions = self._positions(context) if spec.positions else None
-        self.layers = [self._layer(layer) for layer in spec.layers]
+        self.layers = []
+        for layer in spec.layers:
+            self.layers.append(self._layer(layer))
+            if blocked_bytes(self.layers[-1].weights):
+                checkpoint.release()
         self.final_norm = self._norm(spec.final_norm, spec.hidden)
         tied = spec.tied and not checkpoint.has_weight(spec.head)
-        self.head = embedding if tied else self._weight(spec.head_linear, padded=True)
-        if spec.normalised_head and isinstance(self.head, DenseWeight):
-            rows = self.head.weight.float()
-            self.head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(self.head.weight.dtype), self.head.bias)
+        head = embedding if tied else checkpoint.weight(spec.head_linear, padded=True)
+        if spec.normalised_head and isinstance(head, DenseWeight):
+            rows = head.weight.float()
+            head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(head.weight.dtype), head.bias)
+        self.head = self._prepare(head, head=True)
+        self._run_layers = ops.compile_layers(self.layers, spec.residual_scale) if ops.compile_layers else None
 
-    def _weight(self, linear: LinearSpec, *, padded: bool = False) -> AnyWeight:
-        return self._checkpoint.weight(linear, padded=padded).prepare(self.ops.device)
+    def _weight(self, linear: LinearSpec) -> AnyWeight:
+        return self._prepare(self._checkpoint.weight(linear))
 
     def _positions(self, context: int) -> Tensor:
         """The table of learned positions, which bounds the context."""
@@ -165,14 +173,21 @@ class Decoder:
             x = ops.embed(tokens, self.embedding, spec.embed_scale, self.dtype)
             if self.positions is not None:
                 x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)
-            for layer, store in zip(self.layers, cache, strict=True):
-                qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
-                q = ops.rope_store(qkv, layer.rope, batch, store, layer.heads)
-                y = ops.attend(q, store, batch, layer.attention)
-                attended = self._add(y, layer.o, layer.attention_post_norm, x)
-                x = self._feed(x if layer.spec.parallel else attended, layer, attended)
+            run = self._run_layers if ops.whole and batch.planes is None else None
+            x = (run or self._row_by_row)(x, batch, cache)
             logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
             return logits[:, : spec.vocab]
+
+    def _row_by_row(self, x: Tensor, batch: Batch, cache: list[CacheLayer]) -> Tensor:
+        """All layers on ``x`` [t, k] -> [t, k]: what a device may make one call of."""
+        ops = self.ops
+        for layer, store in zip(self.layers, cache, strict=True):
+            qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
+            q = ops.rope_store(qkv, layer.rope, batch, store, layer.heads)
+            y = ops.attend(q, store, batch, layer.attention)
+            attended = self._add(y, layer.o, layer.attention_post_norm, x)
+            x = self._feed(x if layer.spec.parallel else attended, layer, attended)
+        return x
 
     def _add(self, y: Tensor, weight: AnyWeight, norm: Norm | None, residual: Tensor) -> Tensor:
         """``residual`` and what a block gives, normed if the family does that."""

@@ -14,8 +14,10 @@ from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import read_spec
 from exltui.engine.model.memory import room_for
 from exltui.engine.model.positions import check_context, with_overrides
+from exltui.engine.model.preparation import Preparation, blocked_bytes, plan
 from exltui.engine.model.spec import ArchSpec, LinearSpec
-from exltui.engine.model.tensors import Checkpoint
+from exltui.engine.model.tensors import AnyWeight, Checkpoint
+from exltui.engine.model.weights.blocked import BlockedWeight
 from exltui.engine.ops import OpSet, bind
 from exltui.errors import Cancelled, DeviceError, ModelError
 from exltui.protocol import LoadOptions
@@ -34,7 +36,7 @@ class Model:
     spec: ArchSpec
     decoder: Decoder
     context: int  # tokens that positions and cache are prepared for
-    format: str  # "f16", "bf16", "f32", "exl2", "gptq"
+    format: str  # "f16", "bf16", "f32", "exl2", "gptq", "q4", "q8"
     parameters: int  # those of the published model: padding and a copied head do not count
     nbytes: int  # of all weights, embedding and head included
     bits_per_weight: float  # of the layers' linear weights
@@ -59,23 +61,34 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
     notes = check_context(spec, context)
     ops = bind(device)
+    prepare = plan(options, ops, checkpoint.weight(spec.layers[0].qkv[0]))
     reading = _Reading(progress, cancelled, sum(info.nbytes for info in checkpoint.infos.values()))
     checkpoint.on_use = reading.touch
-    with room_for(f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, device), device, SMALLER):
-        decoder = Decoder(spec, checkpoint, ops, context)
+    with room_for(f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, prepare), device, SMALLER):
+        decoder = Decoder(spec, checkpoint, ops, context, prepare)
     checkpoint.on_use = None
     reading.finish()
     weights = decoder.weights
-    bits = 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
+    bits = 8 * sum(_stored(w) for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
     used = sum(checkpoint.infos[name].nbytes for name in checkpoint.used)
+    if packed := blocked_bytes([*weights, decoder.head]):  # beside the embedding, nothing else is read from the file in a step
+        used = packed + decoder.embedding.nbytes
     return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits, notes)
 
 
-def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, device: torch.device) -> int:
-    """Bytes that loading takes: RoPE tables with what making them takes, and on a GPU the weights. On a CPU these stay in the file."""
+def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, prepare: Preparation) -> int:
+    """Bytes that loading takes: RoPE tables with what making them takes, and the weights, unless they stay in the file."""
     ropes = {layer.attention.rope for layer in spec.layers}
     tables = sum(4 * context * rope.width * 2 for rope in ropes if rope is not None)
-    return tables if device.type == "cpu" else tables + sum(info.nbytes for info in checkpoint.infos.values())
+    stored = sum(info.nbytes for info in checkpoint.infos.values())
+    if prepare.bits is not None:
+        return tables + stored * prepare.bits // 16
+    plain = all(name.endswith((".weight", ".bias")) for name in checkpoint.infos)
+    return tables if prepare.device.type == "cpu" and (plain or not prepare.packs) else tables + stored
+
+
+def _stored(weight: AnyWeight) -> int:
+    return weight.stored_bytes if isinstance(weight, BlockedWeight) else weight.nbytes
 
 
 def _gptq_v2(config: Config) -> bool:
@@ -139,8 +152,8 @@ class _Reading:
 
 
 def _format(decoder: Decoder) -> str:
-    formats = {weight.format for weight in decoder.weights}
-    for name in ("exl2", "gptq"):
+    formats = {weight.source if isinstance(weight, BlockedWeight) else weight.format for weight in decoder.weights}
+    for name in ("exl2", "gptq", "q4", "q8"):
         if name in formats:
             return name
     return {torch.float16: "f16", torch.bfloat16: "bf16"}.get(decoder.embedding.dtype, "f32")

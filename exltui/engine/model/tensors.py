@@ -13,6 +13,7 @@ from torch import Tensor
 from exltui.checkpoint import TensorInfo, read_checkpoint
 from exltui.engine.model.spec import LinearSpec, Part
 from exltui.engine.model.weights import exl2
+from exltui.engine.model.weights.blocked import BlockedWeight
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
 from exltui.engine.model.weights.gptq import GptqWeight
@@ -29,7 +30,7 @@ FORMATS: dict[str, tuple[str, ...]] = {  # the tensor by which a format is known
 }
 
 FileWeight = DenseWeight | Exl2Weight | GptqWeight
-AnyWeight = FileWeight | Packed  # as it lies in the file, or in the order of the GPU kernels
+AnyWeight = FileWeight | BlockedWeight | Packed  # as it lies in the file, or in the order of the CPU's or the GPU's kernels
 
 
 class Checkpoint:
@@ -85,6 +86,12 @@ class Checkpoint:
             with info.file.open("rb") as stream:  # copy-on-write: torch wants a writable buffer, the file stays as it is
                 self._maps[info.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[info.file]
+
+    def release(self) -> None:
+        """Give the pages that were read back; what is still used is read again from the file's cache."""
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def vector(self, name: str, size: int) -> Tensor:
         """A norm's weight or a bias of ``size`` values, in f32: small, and read by every kernel."""

@@ -1,14 +1,15 @@
 """The CPU's kernels in the op table.
 
-Products of a few rows (decoding) read each weight once, packed as it lies in the file; products of many rows (a prompt) unpack a panel of
-the weight at a time. Attention reads quantised pages as they are. What the kernels do not cover (activations that are not f32, head
-norms that are not RMSNorm, attention sinks, clipping, M-RoPE) runs in the references.
+Products of a few rows (decoding) read each weight once; products of many rows (a prompt) unpack a panel of the weight at a time.
+Attention reads quantised pages as they are. What the kernels do not cover (activations that are not f32, weights in the order of their
+file, head norms that are not RMSNorm, attention sinks, clipping, M-RoPE) runs in the references. ``compile_layers`` makes one call of
+all layers of a decoder, from the same rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Ex
 from exltui.errors import BuildError
 
 ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
-KINDS = {"dense": 0, "exl2": 1, "gptq": 2}
+FORMATS = ("plain", "exl2", "gptq")  # that a packed weight can be made from
+KINDS = ("dense", "blocked")  # of weights that kernels read
+SETS = ("portable", "neon", "avx2", "avx512", "vnni")
 
 _native: Any = torch.ops.exltui_cpu  # its operators are looked up at their first call
 
@@ -37,8 +40,8 @@ def enter() -> None:
 def configure(threads: int | None = None) -> str:
     """Use ``threads`` threads (torch's own number if None) and the best instruction set that EXLTUI_ISA allows -> its name."""
     cap = paths.environment("EXLTUI_ISA")
-    if cap not in ("", "portable", "avx2", "avx512"):
-        raise BuildError(f"EXLTUI_ISA is {cap!r}", "say portable, avx2 or avx512, or leave it out")
+    if cap not in ("", *SETS):
+        raise BuildError(f"EXLTUI_ISA is {cap!r}", f"say {', '.join(SETS[:-1])} or {SETS[-1]}, or leave it out")
     wanted = torch.get_num_threads() if threads is None else threads
     return str(_native.configure(cap, max(1, min(wanted, os.cpu_count() or 1))))
 
@@ -49,21 +52,39 @@ def _norm(norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float, bool,
     return norm.weight, norm.bias, norm.eps, norm.kind == "rms", norm.offset
 
 
+def pack(
+    words: Tensor, source: str, scales: Tensor | None, zeros: Tensor | None, groups: Tensor, order: Tensor | None, shape: tuple[int, int]
+) -> Tensor:
+    """The data of a packed weight (engine/model/weights/blocked.py) from plain, EXL2 or GPTQ tensors -> u8 [blocks, bytes]."""
+    has_zeros = source == "gptq" or (source == "plain" and int(groups[0, 0]) == 4)
+    data: Tensor = _native.pack(words.contiguous(), FORMATS.index(source), scales, zeros, groups, order, [*shape, has_zeros, 0])
+    return data
+
+
 def _weights(weights: tuple[Any, ...]) -> tuple[list[Tensor], list[int], list[Tensor | None]]:
-    """The tensors of all weights in a row, the kind of each, its bias: how csrc/bind.cpp takes them."""
+    """The tensors of all weights in a row, the shapes of the packed ones, the bias of each: how csrc/bind.cpp takes them."""
     parts: list[Tensor] = []
+    shapes: list[int] = []
     for weight in weights:
-        if weight.format == "dense":
-            parts.append(weight.dense())
-        elif weight.format == "exl2":
-            parts += (weight.q_weight, weight.q_perm, weight.group_table, weight.scales)
+        if weight.format == "blocked":
+            parts += (weight.data, weight.groups, _NO_ORDER if weight.order is None else weight.order)
+            shapes += (4, *weight.shape, weight.zeros, weight.int8)
         else:
-            parts += (weight.qweight, weight.zeros, weight.scales, weight.g_idx)
-    return parts, [KINDS[weight.format] for weight in weights], [weight.bias for weight in weights]
+            parts.append(weight.dense())
+            shapes.append(0)
+    return parts, shapes, [weight.bias for weight in weights]
+
+
+_NO_ORDER = torch.empty(0, dtype=torch.int32)
+
+
+def _runs(x: Tensor, weights: tuple[Any, ...]) -> bool:
+    """Whether the kernels take these."""
+    return x.dtype == torch.float32 and all(weight.format in KINDS for weight in weights)
 
 
 def norm_linear(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...]) -> Tensor:
-    if x.dtype != torch.float32:
+    if not _runs(x, weights):
         return references.norm_linear(x, norm, weights)
     k = x.shape[-1]
     for weight in weights:
@@ -72,7 +93,7 @@ def norm_linear(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...]) -> Te
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, scale: float = 1.0) -> Tensor:
-    if x.dtype != torch.float32:
+    if not _runs(x, (weight,)):
         return references.linear_add(x, weight, residual, scale)
     n, k = weight.shape
     expect("linear_add", "k of x", x.shape[-1], k)
@@ -82,7 +103,7 @@ def linear_add(x: Tensor, weight: Weight, residual: Tensor, scale: float = 1.0) 
 
 
 def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], activation: Activation) -> Tensor:
-    if x.dtype != torch.float32 or activation not in ACTIVATIONS:
+    if not _runs(x, weights) or activation not in ACTIVATIONS:
         return references.norm_gate_up(x, norm, weights, activation)
     for weight in weights:
         expect("norm_gate_up", "k of x", x.shape[-1], weight.shape[1])
@@ -175,3 +196,51 @@ def distribution(logits: Tensor, p: SampleParams) -> tuple[Tensor, Tensor]:
     """What one row [v] is drawn from: ids [m] i64 and probabilities [m] f64, the likeliest first. Empty if nothing can be drawn."""
     found: tuple[Tensor, Tensor] = _native.distribution(logits.float()[None], _parts([p]), p.width or len(logits))
     return found
+
+
+def compile_layers(layers: Sequence[Any], residual_scale: float) -> Callable[[Tensor, Batch, Sequence[CacheLayer]], Tensor] | None:
+    """One call that runs ``layers`` (of a decoder) on x [t, k] f32 -> [t, k]; None where a layer needs a reference."""
+    compiled = torch.classes.exltui_cpu.Layers()
+    for layer in layers:
+        if not _in_one_call(layer):
+            return None
+        compiled.add(*_layer_arguments(layer), residual_scale)
+    caches: list[Tensor | None] = []
+    bits: list[int] = []
+    last: Sequence[CacheLayer] | None = None
+
+    def run(x: Tensor, batch: Batch, cache: Sequence[CacheLayer]) -> Tensor:
+        nonlocal caches, bits, last
+        if cache is not last:  # a runner has one cache, and taking it apart takes longer than a row
+            caches = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
+            bits = [width for layer in cache for width in (layer.k_bits, layer.v_bits)]
+            last = cache
+        result: Tensor = _native.run_layers(
+            compiled, x, batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table, caches, bits
+        )
+        return result
+
+    return run
+
+
+def _in_one_call(layer: Any) -> bool:
+    """Whether ``layer`` is made of nothing but rows that have kernels."""
+    heads, mlp = layer.heads, layer.mlp
+    if not hasattr(mlp, "down") or layer.spec.parallel or layer.attention_post_norm or layer.mlp_post_norm:
+        return False
+    if layer.attention_norm is None or layer.mlp_norm is None or layer.attention.sinks is not None or heads.over_all or heads.clip:
+        return False
+    known = mlp.activation in ACTIVATIONS and all(weight.format in KINDS for weight in layer.weights)
+    return known and all(_plain_rms(norm) for norm in (heads.q_norm, heads.k_norm))
+
+
+def _layer_arguments(layer: Any) -> tuple[Any, ...]:
+    """A layer as csrc/bind.cpp takes it, but for the residual's scale."""
+    norms, head_norms = (layer.attention_norm, layer.mlp_norm), (layer.heads.q_norm, layer.heads.k_norm)
+    parts = [part for norm in norms for part in (norm.weight, norm.bias)] + [norm and norm.weight for norm in head_norms]
+    scalars = [value for norm in (*norms, *head_norms) for value in ((norm.eps, norm.offset) if norm else (0.0, 0.0))]
+    rope, heads, attention, mlp = layer.rope, layer.heads, layer.attention, layer.mlp
+    cos, sin, interleaved = (None, None, False) if rope is None else (rope.cos, rope.sin, rope.interleaved)
+    numbers = [heads.h, heads.g, heads.d, int(interleaved), attention.window, ACTIVATIONS[mlp.activation], int(norms[0].kind == "rms")]
+    weights = _weights((*layer.qkv, layer.o, *mlp.gate_up, mlp.down))
+    return parts, scalars, *weights, [len(layer.qkv), len(mlp.gate_up)], cos, sin, numbers, attention.scale, attention.softcap

@@ -81,6 +81,9 @@ class Packed:
         out[:, self.order.long() & 0xFFFF] = stored
         return out
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
 
 # ── codes to words ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,7 +57,7 @@ def multiply(x: Tensor, weight: Weight, op: str) -> Tensor:
     """``x`` [t, k] f32 times ``weight`` plus its bias -> [t, n] f32."""
     expect(op, "k of x", x.shape[-1], weight.shape[1])
     bias = None if weight.bias is None else weight.bias.float()
-    return functional.linear(x.float(), weight.dense().float(), bias)
+    return functional.linear(weight.seen(x.float()), weight.dense().float(), bias)
 
 
 def act(x: Tensor, activation: Activation) -> Tensor:

@@ -61,7 +61,10 @@ class Call:
 
 
 class OpSet:
-    """The functions of one device: each row is an attribute. ``dtype`` is that of activations, ``native`` names the rows with kernels."""
+    """The functions of one device: each row is an attribute. ``dtype`` is that of activations, ``native`` names the rows with kernels.
+
+    ``compile_layers`` makes one call of a decoder's layers, where a device can; it is used while ``whole`` is true.
+    """
 
     # Annotations for the type checker; the attributes are set from the table.
     embed: Callable[..., Tensor]
@@ -75,6 +78,8 @@ class OpSet:
     rope_store: Callable[..., Tensor]
     attend: Callable[..., Tensor]
     sample: Callable[..., Tensor]
+    compile_layers: Callable[..., Callable[..., Tensor] | None] | None = None
+    whole: bool = True
 
     def __init__(self, device: torch.device, functions: dict[str, Callable[..., Tensor]], native: frozenset[str]) -> None:
         self.device = device
@@ -89,7 +94,12 @@ def bind(device: torch.device | str, *, native: bool = True) -> OpSet:
     device = torch.device(device)
     available = _native_rows(device.type) if native else {}
     functions = {name: available.get(name, op.reference) for name, op in OPS.items()}
-    return OpSet(device, functions, frozenset(available))
+    ops = OpSet(device, functions, frozenset(available))
+    if device.type == "cpu" and "attend" in available:
+        from exltui.engine.ops import cpu
+
+        ops.compile_layers = cpu.compile_layers
+    return ops
 
 
 def _native_rows(device_type: str) -> dict[str, Callable[..., Tensor]]:
@@ -117,9 +127,11 @@ def recording(ops: OpSet, calls: list[Call]) -> Iterator[None]:
 
     for name, function in plain.items():
         setattr(ops, name, recorder(name, function))
+    ops.whole = False  # or the rows of the layers would not be seen
     try:
         yield
     finally:
+        ops.whole = True
         for name, function in plain.items():
             setattr(ops, name, function)
 

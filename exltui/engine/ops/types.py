@@ -109,11 +109,11 @@ class Routing:
 
 
 class Weight(Protocol):
-    """A linear layer's weight in some format. ``y = x @ dense().T + bias``."""
+    """A linear layer's weight in some format. ``y = seen(x) @ dense().T + bias``."""
 
     @property
     def format(self) -> str:
-        """``"dense"``, ``"exl2"`` or ``"gptq"``: which kernel reads it."""
+        """``"dense"``, ``"exl2"``, ``"gptq"`` or ``"blocked"``: which kernel reads it."""
         ...
 
     @property
@@ -133,6 +133,10 @@ class Weight(Protocol):
 
     def dense(self) -> Tensor:
         """[n, k] in f16, bf16 or f32."""
+        ...
+
+    def seen(self, x: Tensor) -> Tensor:
+        """``x`` [t, k] f32 as a product sees it: itself, except where the format rounds activations."""
         ...
 
 

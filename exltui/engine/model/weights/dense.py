@@ -27,6 +27,9 @@ class DenseWeight:
     def dense(self) -> Tensor:
         return self.weight
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
     def prepare(self, device: torch.device) -> DenseWeight:
         """On the CPU as it is, memory-mapped; on a GPU in f16, which its kernels read."""
         if device.type == "cpu":

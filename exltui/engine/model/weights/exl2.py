@@ -106,6 +106,9 @@ class Exl2Weight:
         """[n, k] f16, bit-exact. The result is a transposed view."""
         return self.stored()[self.q_invperm.long()].t()
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
     def prepare(self, device: torch.device) -> Exl2Weight | Packed:
         """On ``device``: a GPU gets it in the order of its kernels.
 

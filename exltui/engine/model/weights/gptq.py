@@ -77,6 +77,9 @@ class GptqWeight:
             self, qweight=self.qweight[:, columns].contiguous(), qzeros=zeros, scales=self.scales[:, columns].contiguous(), bias=bias
         )
 
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
     def prepare(self, device: torch.device) -> GptqWeight | Packed | DenseWeight:
         """On ``device``: a GPU gets it in the order of its kernels.
 
