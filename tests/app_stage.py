@@ -172,6 +172,8 @@ class Stage:
             await pilot.pause(0.02)
         self.app.main.prompt.cursor_blink = False
         await self._work_done(pilot)
+        self.app.context.count()  # as the app does when the keys have been quiet for a moment, which no test waits for
+        await self._work_done(pilot)
         self.app.draw_status()
         await pilot.pause()
 
