@@ -185,6 +185,18 @@ def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> FileWeigh
     return DenseWeight(plain, parts.get("bias"))
 
 
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor of a file, read into memory of its own. Raises ModelError for a dtype that cannot be run."""
+    if info.dtype not in DTYPES:
+        raise ModelError(
+            f"{info.file.name}: {info.name} has the dtype {info.dtype}, which exltui cannot run", f"it runs {', '.join(DTYPES)}"
+        )
+    with info.file.open("rb") as stream:
+        stream.seek(info.offset)
+        raw = bytearray(stream.read(info.nbytes))
+    return torch.frombuffer(raw, dtype=DTYPES[info.dtype]).view(info.shape)
+
+
 def rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
     """``name`` after all of ``renames``, one after the other."""
     for pattern, replacement in renames:

@@ -69,7 +69,7 @@ def act(x: Tensor, activation: Activation) -> Tensor:
     return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+def multiply_gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     """``act(gate) * up``, all f32."""
     return act(gate, activation) * (up.clamp(-7.0, 7.0) + 1.0 if activation == "clamped_swiglu" else up)
 
@@ -164,7 +164,34 @@ def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], acti
     if len(weights) == 1:
         return act(up, activation).to(x.dtype)
     expect("norm_gate_up", "n of gate", weights[0].shape[0], weights[1].shape[0])
-    return gated(multiply(y, weights[0], "norm_gate_up"), up, activation).to(x.dtype)
+    return multiply_gate(multiply(y, weights[0], "norm_gate_up"), up, activation).to(x.dtype)
+
+
+@row(
+    "gate_up[t,2n] or up[t,n], activation, gated -> y[t,n]",
+    nmse=1e-6,
+    moves=lambda x, activation, gated: 2 * nbytes(x),
+)
+def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
+    """What norm_gate_up does after its products: for what must be added to them first."""
+    if not gated:
+        return act(x.float(), activation).to(x.dtype)
+    gate, up = x.float().chunk(2, dim=-1)
+    return multiply_gate(gate, up, activation).to(x.dtype)
+
+
+@row(
+    "y[t,n], x[t,k], norm, a[r,k], b[n,r], mix[t,r] f32, scale -> y[t,n]",
+    nmse=1e-6,
+    moves=lambda y, x, norm, a, b, mix, scale=1.0: nbytes(y, y, x, a, b, mix),
+)
+def lora_add(y: Tensor, x: Tensor, norm: Norm | None, a: Tensor, b: Tensor, mix: Tensor, scale: float = 1.0) -> Tensor:
+    """``y + scale * ((norm(x) @ A.T) * mix) @ B.T``: low-rank changes of a product, each rank weighed for each token."""
+    expect("lora_add", "k of x", x.shape[-1], a.shape[1])
+    expect("lora_add", "n of y", y.shape[-1], b.shape[0])
+    expect("lora_add", "r of mix", mix.shape[-1], a.shape[0])
+    inner = (normalise(x, norm, "lora_add") @ a.float().t()) * mix
+    return (y.float() + (inner @ b.float().t()) * scale).to(y.dtype)
 
 
 @row(

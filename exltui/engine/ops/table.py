@@ -72,6 +72,8 @@ class OpSet:
     linear_add: Callable[..., Tensor]
     norm_gate_up: Callable[..., Tensor]
     norm_add: Callable[..., Tensor]
+    activate: Callable[..., Tensor]
+    lora_add: Callable[..., Tensor]
     route: Callable[..., Tensor]
     experts: Callable[..., Tensor]
     norm_head: Callable[..., Tensor]
