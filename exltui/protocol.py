@@ -29,6 +29,7 @@ class LoadOptions:
     rope_yarn: float | None = None  # YaRN factor, from the trained context on
     load_as: str | None = None  # plain weights on the CPU: "q4", "q8", "f16" (as they are); None: q4 where nothing is lost
     activations: str | None = None  # of quantised weights on the CPU: "int8", "fp32"; None: int8
+    lora: tuple[str, ...] = ()  # adapters to load with the model: "DIR" or "DIR:SCALE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class JobSpec:
     max_new_tokens: int | None = None  # None: until the context is full
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()  # added to the model's own
+    adapters: tuple[tuple[str, float], ...] | None = None  # (name, scale); None: all that are loaded, each with its own scale
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
     allowed_tokens: tuple[int, ...] | None = None  # only these ids are drawn
@@ -114,6 +116,24 @@ class Submit:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     id: str  # of a job or a load
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Load the LoRA adapter in ``adapter_dir`` beside the model, under ``name`` (its directory's, if ""). With no directory, give the
+    loaded adapter ``name`` another scale. Jobs that run go on with what they began with.
+    """
+
+    id: str
+    adapter_dir: str = ""
+    name: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DropAdapter:
+    id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +191,31 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class Unloaded:
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoaded:
+    """Also after a change of scale."""
+
+    id: str
+    name: str
+    scale: float
+    rank: int
+    targets: tuple[str, ...]
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDropped:
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFailed:
+    id: str
+    error: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +294,9 @@ class Meter:
     pages_total: int = 0
 
 
-Command = Load | Unload | Submit | Cancel | Quit
-Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | Queued | Prefill | Text | Done | Failed | Meter
+Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Quit
+AboutAdapters = AdapterLoaded | AdapterDropped | AdapterFailed
+Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | Queued | Prefill | Text | Done | Failed | Meter
 
 _TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
 

@@ -279,10 +279,26 @@ def _mixtures() -> list[Case]:
     def add(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
         return lambda g: (normal(g, t, 66), norm(g, kind, 66), normal(g, t, 66), 0.7)
 
+    def activate(t: int, gated: bool, kind: Any) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (normal(g, t, 66), kind, gated)
+
+    def lora(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (
+            normal(g, t, 66),
+            normal(g, t, 48),
+            norm(g, kind, 48),
+            normal(g, 12, 48),
+            normal(g, 66, 12),
+            normal(g, t, 12),
+            0.3,
+        )
+
     corrected = Routing(3, True, torch.linspace(-0.2, 0.2, 12))
     found = [Case("norm_add", f"t{t}-{kind}", add(t, kind)) for t in (1, 33) for kind in ("rms", "offset", "layer")]
     found += [Case("route", f"t{t}-{i}", route(t, r)) for t in (1, 33) for i, r in enumerate((Routing(1), Routing(4, False), corrected))]
     found += [Case("experts", f"t{t}-{a}", _experts(t, "f16", a)) for t in (1, 17) for a in ("silu", "clamped_swiglu")]
+    found += [Case("activate", f"t{t}-{a}", activate(t, t > 1, a)) for t in (1, 17) for a in ("silu", "gelu")]
+    found += [Case("lora_add", f"t{t}-{kind}", lora(t, kind)) for t in (1, 17) for kind in ("none", "rms")]
     found += [Case("attend", f"{layout}-sinks", _sinks(layout)) for layout in ("decode", "continued")]
     return [*found, Case("rope_store", "strange", _strange_heads), Case("rope_store", "each-head", _norms_of_each_head)]
 

@@ -21,6 +21,7 @@ FLOORS = {
     "exltui.sampling": 0,
     "exltui.text": 0,
     "exltui.checkpoint": 0,
+    "exltui.adapter": 0,
     "exltui.tokenizer": 0,
     "exltui.engine.ops": 1,
     "exltui.engine.model": 2,

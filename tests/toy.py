@@ -61,6 +61,7 @@ class ToyRunner:
         self.steps = 0
         self.largest = 0
         self.fail: Exception | None = None
+        self.adapters = SimpleNamespace(mix=lambda uses: (), root=lambda mix: pages.ROOT)
 
     def step(self, packet: Step) -> torch.Tensor:
         self.steps += 1

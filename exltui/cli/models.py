@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from exltui import paths
+from exltui.adapter import AdapterInfo
 from exltui.cli.options import model_folders
 from exltui.cli.output import ProgressLine, print_json, size
 from exltui.errors import ExltuiError, ModelError
-from exltui.models.catalog import PARTIAL, ModelInfo, directory_name, find_models, read_model, resolve
+from exltui.models.catalog import PARTIAL, ModelInfo, directory_name, find_adapters, find_models, read_model, resolve
 from exltui.text import one_line
 
 
 def show_list(options: argparse.Namespace) -> int:
     """The models that were found, one a line."""
     folders = model_folders(options)
-    models = find_models(folders)
+    models, adapters = find_models(folders), find_adapters(folders)
     if options.json:
-        print_json({"folders": [str(folder) for folder in folders], "models": [describe(model) for model in models]})
+        every = [adapter_row(adapter) for adapter in adapters]
+        print_json({"folders": [str(folder) for folder in folders], "models": [describe(model) for model in models], "adapters": every})
         return 0
     if not models:
         print(f"no models in {' or '.join(str(folder) for folder in folders)}")
@@ -39,7 +41,23 @@ def show_list(options: argparse.Namespace) -> int:
             bits = f"{model.bpw:.2f}" if model.bpw else "-"
             context = f"{model.context:,}" if model.context else "-"
             print(f"{name}  {model.format:<6}  {bits:>5}  {size(model.size):>6}  {context:>7}  {count(model.parameters):>10}")
+    _print_adapters(adapters)
     return 0
+
+
+def adapter_row(adapter: AdapterInfo) -> dict[str, Any]:
+    """The fields of ``adapter`` as JSON has them."""
+    names = ("name", "rank", "targets", "size", "base", "problem")
+    return {"path": str(adapter.path), **{name: getattr(adapter, name) for name in names}}
+
+
+def _print_adapters(adapters: list[AdapterInfo]) -> None:
+    for adapter in adapters:
+        name = one_line(adapter.name, 60)
+        if adapter.problem:
+            print(f"adapter {name}  broken: {one_line(adapter.problem)}")
+        else:
+            print(f"adapter {name}  rank {adapter.rank}  {one_line(', '.join(adapter.targets))}  {size(adapter.size)}")
 
 
 def describe(model: ModelInfo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exltui.errors import ModelError, SettingsError
+from exltui.models.catalog import resolve_adapter
 from exltui.protocol import LoadOptions, Sampling
 from exltui.settings import Settings, read_preset, read_settings
 
@@ -55,7 +56,11 @@ def model_folders(options: argparse.Namespace, settings: Settings | None = None)
 
 def load_options(options: argparse.Namespace, settings: Settings | None = None) -> LoadOptions:
     """The load flags that were given, over those of the settings file."""
-    return dataclasses.replace((settings or read_settings()).load, **_given(options, LoadOptions))
+    settings = settings or read_settings()
+    given = _given(options, LoadOptions)
+    if "lora" in given:
+        given["lora"] = tuple(resolve_adapter(use, model_folders(options, settings)) for use in given["lora"])
+    return dataclasses.replace(settings.load, **given)
 
 
 def sampling_options(options: argparse.Namespace) -> Sampling:

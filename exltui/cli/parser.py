@@ -74,6 +74,9 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     add("--threads", int, "N", "CPU threads (default: one for each core)")
     add("--rope-scale", float, "X", "stretch positions by this factor")
     add("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one")
+    group.add_argument(
+        "--lora", metavar="DIR[:SCALE]", action="append", default=argparse.SUPPRESS, help="use this LoRA adapter; may be repeated"
+    )
     add("--rope-yarn", float, "X", "YaRN: stretch the trained context by this factor")
     for name, text in (
         ("q4", "round plain weights to 4 bits"),

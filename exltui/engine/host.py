@@ -19,17 +19,22 @@ from typing import TYPE_CHECKING
 
 from exltui import paths
 from exltui.engine.meters import Meters
-from exltui.errors import ExltuiError
+from exltui.errors import ExltuiError, ModelError
 from exltui.protocol import (
+    AdapterDropped,
+    AdapterFailed,
+    AdapterLoaded,
     Cancel,
     Command,
     DeviceMeter,
     Done,
+    DropAdapter,
     Event,
     Failed,
     HostUp,
     JobSpec,
     Load,
+    LoadAdapter,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -124,6 +129,8 @@ class Host:
             self._emit(LoadFailed(command.id, error, hint))
         elif isinstance(command, Submit):
             self._emit(Failed(command.job.id, error, hint))
+        elif isinstance(command, (LoadAdapter, DropAdapter)):
+            self._emit(AdapterFailed(command.id, error, hint))
         elif isinstance(command, Unload):
             self._emit(Unloaded(command.id))  # the session is gone in any case
 
@@ -135,6 +142,8 @@ class Host:
             self._emit(Unloaded(command.id))
         elif isinstance(command, Submit):
             self._submit(command.job)
+        elif isinstance(command, (LoadAdapter, DropAdapter)):
+            self._adapt(command)
         elif isinstance(command, Cancel):
             self._cancelled.discard(command.id)
             if self._session is not None:
@@ -194,6 +203,24 @@ class Host:
     def _stop_jobs(self, session: Session) -> None:
         for job_id in session.generator.job_ids:
             self._send_all(session.generator.cancel(job_id))
+
+    def _adapt(self, command: LoadAdapter | DropAdapter) -> None:
+        """Load, rescale or drop an adapter. Jobs that run keep what they began with."""
+        if self._session is None:
+            raise ModelError("no model is loaded", "load one first; adapters lie beside it")
+        session, bank = self._session, self._session.runner.adapters
+        if isinstance(command, DropAdapter):
+            bank.drop(command.name)
+            bank.settle(session.generator.slots)
+            self._emit(AdapterDropped(command.id, command.name))
+            return
+        if command.adapter_dir:
+            adapter = bank.load(Path(command.adapter_dir), command.name, command.scale)
+            bank.settle(session.generator.slots)
+        else:
+            adapter = bank.rescale(command.name, command.scale)
+        info = adapter.info
+        self._emit(AdapterLoaded(command.id, adapter.name, adapter.scale, info.rank, info.targets, info.size))
 
     # ── generating ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exltui.adapter import CONFIG, AdapterInfo, describe_adapter, is_adapter
 from exltui.checkpoint import TensorInfo, read_checkpoint
 from exltui.errors import CheckpointError, ModelError
 from exltui.text import one_line
@@ -72,6 +73,37 @@ def resolve(name: str, folders: Sequence[Path]) -> Path:
     )
 
 
+def find_adapters(folders: Sequence[Path]) -> list[AdapterInfo]:
+    """The LoRA adapters beside the models: directories in ``folders``, one level further down, or within a model's. Sorted by name."""
+    found: dict[str, AdapterInfo] = {}
+    for folder in folders:
+        for path in _subdirectories(folder):
+            for name, place in ((path.name, path), *((f"{path.name}/{below.name}", below) for below in _subdirectories(path))):
+                if is_adapter(place) and name not in found:
+                    found[name] = describe_adapter(place, name)
+    return sorted(found.values(), key=lambda info: info.name.lower())
+
+
+def resolve_adapter(use: str, folders: Sequence[Path]) -> str:
+    """``"NAME"``, ``"DIR"``, or either with ``":SCALE"`` -> the same with the adapter's directory. Raises ModelError."""
+    head, colon, tail = use.rpartition(":")
+    name, scale = (head, tail) if colon and _is_number(tail) else (use, "")
+    places = [Path(name).expanduser(), *(folder / name for folder in folders if ".." not in Path(name).parts)]
+    path = next((place for place in places if is_adapter(place)), None)
+    if path is None:
+        there = ", ".join(info.name for info in find_adapters(folders)[:8])
+        raise ModelError(f"there is no LoRA adapter {name!r}", f"there are {there}" if there else "give a directory that PEFT saved")
+    return f"{path}:{scale}" if scale else f"{path}:1"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def directory_name(name: str) -> str:
     """``OWNER/REPO@REVISION`` -> ``OWNER_REPO_REVISION``."""
     return name.replace("/", "_").replace("@", "_")
@@ -116,7 +148,7 @@ def _looks_like_model(path: Path) -> bool:
         names = [file.name for file in path.iterdir()]
     except OSError:
         return False
-    return any(name in MARKS or name.endswith((".safetensors", ".gguf")) for name in names)
+    return CONFIG not in names and any(name in MARKS or name.endswith((".safetensors", ".gguf")) for name in names)
 
 
 def _read(path: Path, name: str, size: int) -> ModelInfo:

@@ -44,7 +44,7 @@ def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (1
     pages = range(-(-len(ids) // PAGE))
     runner = Runner(model, KVCache(model.spec, len(pages), bits, model.device))
     for start in range(0, len(ids), CHUNK):
-        run = Run(ids[start : start + CHUNK], start, pages, logits="all")
+        run = Run(ids[start : start + CHUNK], start, pages, "all", runner.adapters.mix(None))
         yield runner.step(Step.build([run], model.device))
 
 

@@ -57,6 +57,11 @@ class Generator:
     def job_ids(self) -> list[str]:
         return [job.id for job in (*self._running, *self._waiting)]
 
+    @property
+    def slots(self) -> set[int]:
+        """Slots of the adapters that jobs use."""
+        return {slot for job in (*self._running, *self._waiting) for slot, _ in job.mix}
+
     def submit(self, spec: JobSpec) -> list[Event]:
         """Queue a job. Raises ContextError or SamplingError, and then the job does not exist."""
         ids = list(spec.prompt_ids) if spec.prompt_ids is not None else self._encode(spec)
@@ -64,7 +69,9 @@ class Generator:
         stop_ids = self.tokenizer.eos_ids | frozenset(spec.stop_token_ids)
         sampler = self._sampler(spec)
         streamer = TextStreamer(self.tokenizer.decode, spec.stop_strings, ids[-TAIL:])
-        self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, sampler, streamer))
+        mix = self.runner.adapters.mix(spec.adapters)
+        root = self.runner.adapters.root(mix)
+        self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, sampler, streamer, mix, root))
         return [Queued(spec.id, len(ids))]
 
     def _encode(self, spec: JobSpec) -> list[int]:
@@ -122,7 +129,7 @@ class Generator:
         for job, count in batch:
             last = job.computed + count == len(job.tokens)
             tokens = job.tokens[job.computed : job.computed + count]
-            sequences.append(Sequence(tokens, job.computed, job.pages, "last" if last else "none"))
+            sequences.append(Sequence(tokens, job.computed, job.pages, "last" if last else "none", job.mix))
         logits = self.runner.step(Step.build(sequences, self.runner.model.device))
         drawing = []
         for job, count in batch:
@@ -145,7 +152,7 @@ class Generator:
         events: list[Event] = []
         while self._waiting and len(self._running) < MAX_BATCH:
             job = self._waiting[0]
-            reuse = self.table.match(job.tokens)
+            reuse = self.table.match(job.tokens, job.root)
             pages = self.table.take(reuse, pages_for(len(job.tokens)))
             if pages is None:
                 break  # pages come back when a running job ends

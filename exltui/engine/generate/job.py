@@ -27,6 +27,8 @@ class Job:
     stop_ids: frozenset[int]
     sampler: Sampler
     streamer: TextStreamer
+    mix: tuple[tuple[int, float], ...] = ()  # (slot, scale) of its adapters
+    root: bytes = ROOT  # what its hashes begin with: other adapters, other pages
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)  # of the full pages
     computed: int = 0
@@ -53,7 +55,7 @@ class Job:
 
     @property
     def previous_hash(self) -> bytes:
-        return self.hashes[-1] if self.hashes else ROOT
+        return self.hashes[-1] if self.hashes else self.root
 
     @property
     def new_ids(self) -> list[int]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from exltui.engine.model.lora import AdapterBank
 from exltui.engine.model.preparation import Preparation, blocked_bytes
 from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
@@ -65,6 +67,20 @@ class Layer:
         return (*self.qkv, self.o, *self.mlp.weights)
 
 
+class Adapting:
+    """The adapters of one step: adds what they change to the results of products."""
+
+    def __init__(self, bank: AdapterBank, ops: OpSet, mix: Tensor) -> None:
+        self.bank = bank
+        self.ops = ops
+        self.mix = mix  # [t, slots] f32
+
+    def add(self, y: Tensor, x: Tensor, norm: Norm | None, linears: tuple[LinearSpec, ...], scale: float = 1.0) -> Tensor:
+        """``y`` and, times ``scale``, what the adapters add to the results of ``linears`` for ``x``."""
+        stack = self.bank.stack(linears)
+        return y if stack is None else self.ops.lora_add(y, x, norm, stack.a, stack.b, self.mix[:, stack.slots], scale)
+
+
 class Decoder:
     """The forward pass. ``context`` bounds the positions that the RoPE tables cover."""
 
@@ -92,6 +108,7 @@ class Decoder:
             head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(head.weight.dtype), head.bias)
         self.head = self._prepare(head, head=True)
         self._run_layers = ops.compile_layers(self.layers, spec.residual_scale) if ops.compile_layers else None
+        self.adapters = AdapterBank(spec, ops.device, ops.dtype)
 
     def _weight(self, linear: LinearSpec) -> AnyWeight:
         return self._prepare(self._checkpoint.weight(linear))
@@ -166,45 +183,77 @@ class Decoder:
         """Every linear weight of the layers, without embedding, head and routers."""
         return [weight for layer in self.layers for weight in layer.weights]
 
-    def forward(self, tokens: Tensor, batch: Batch, cache: list[CacheLayer], logit_rows: Tensor) -> Tensor:
-        """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i64; keys and values of all tokens go to ``cache``."""
+    def forward(self, tokens: Tensor, batch: Batch, cache: list[CacheLayer], logit_rows: Tensor, mix: Tensor | None = None) -> Tensor:
+        """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i64; keys and values of all tokens go to ``cache``.
+
+        ``mix`` [t, slots] f32: how much of each adapter each token uses; None: none of any.
+        """
         ops, spec = self.ops, self.spec
         with torch.inference_mode():
             x = ops.embed(tokens, self.embedding, spec.embed_scale, self.dtype)
             if self.positions is not None:
                 x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)
-            run = self._run_layers if ops.whole and batch.planes is None else None
-            x = (run or self._row_by_row)(x, batch, cache)
-            logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
-            return logits[:, : spec.vocab]
+            if mix is None:
+                run = self._run_layers if ops.whole and batch.planes is None else None
+                x = (run or self._row_by_row)(x, batch, cache)
+                logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
+                return logits[:, : spec.vocab]
+            mix = functional.pad(mix, (0, self.adapters.width - mix.shape[1]))
+            x = self.adapters.embed(x, tokens, mix, spec.embed_scale)
+            x = self._row_by_row(x, batch, cache, Adapting(self.adapters, ops, mix))
+            return self._adapted_head(x[logit_rows], mix[logit_rows])
 
-    def _row_by_row(self, x: Tensor, batch: Batch, cache: list[CacheLayer]) -> Tensor:
+    def _row_by_row(self, x: Tensor, batch: Batch, cache: list[CacheLayer], adapting: Adapting | None = None) -> Tensor:
         """All layers on ``x`` [t, k] -> [t, k]: what a device may make one call of."""
         ops = self.ops
         for layer, store in zip(self.layers, cache, strict=True):
             qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
+            if adapting is not None:
+                qkv = adapting.add(qkv, x, layer.attention_norm, layer.spec.qkv)
             q = ops.rope_store(qkv, layer.rope, batch, store, layer.heads)
             y = ops.attend(q, store, batch, layer.attention)
-            attended = self._add(y, layer.o, layer.attention_post_norm, x)
-            x = self._feed(x if layer.spec.parallel else attended, layer, attended)
+            attended = self._add(y, layer.o, layer.spec.o, layer.attention_post_norm, x, adapting)
+            x = self._feed(x if layer.spec.parallel else attended, layer, attended, adapting)
         return x
 
-    def _add(self, y: Tensor, weight: AnyWeight, norm: Norm | None, residual: Tensor) -> Tensor:
+    def _add(
+        self, y: Tensor, weight: AnyWeight, linear: LinearSpec, norm: Norm | None, residual: Tensor, adapting: Adapting | None
+    ) -> Tensor:
         """``residual`` and what a block gives, normed if the family does that."""
         ops, scale = self.ops, self.spec.residual_scale
         if norm is None:
+            if adapting is not None:
+                residual = adapting.add(residual, y, None, (linear,), scale)
             return ops.linear_add(y, weight, residual, scale)
-        return ops.norm_add(ops.norm_linear(y, None, (weight,)), norm, residual, scale)
+        given = ops.norm_linear(y, None, (weight,))
+        if adapting is not None:
+            given = adapting.add(given, y, None, (linear,))
+        return ops.norm_add(given, norm, residual, scale)
 
-    def _feed(self, x: Tensor, layer: Layer, residual: Tensor) -> Tensor:
+    def _feed(self, x: Tensor, layer: Layer, residual: Tensor, adapting: Adapting | None) -> Tensor:
         """``residual`` and what the MLP or the experts make of ``x``."""
-        ops, mlp = self.ops, layer.mlp
-        if isinstance(mlp, Mlp):
-            y = ops.norm_gate_up(x, layer.mlp_norm, mlp.gate_up, mlp.activation)
-            return self._add(y, mlp.down, layer.mlp_post_norm, residual)
-        weights = ops.route(x, layer.mlp_norm, mlp.router, mlp.routing)
+        ops, mlp, spec, norm = self.ops, layer.mlp, layer.spec.mlp, layer.mlp_norm
+        if isinstance(mlp, Mlp) and isinstance(spec, MlpSpec):
+            if adapting is None or adapting.bank.stack(spec.gate_up) is None:
+                y = ops.norm_gate_up(x, norm, mlp.gate_up, mlp.activation)
+            else:  # what adapters add comes before the activation
+                y = adapting.add(ops.norm_linear(x, norm, mlp.gate_up), x, norm, spec.gate_up)
+                y = ops.activate(y, mlp.activation, len(mlp.gate_up) == 2)
+            return self._add(y, mlp.down, spec.down, layer.mlp_post_norm, residual, adapting)
+        assert isinstance(mlp, Moe)
+        weights = ops.route(x, norm, mlp.router, mlp.routing)
         if mlp.shared:
             ones = torch.ones(len(weights), 1, dtype=weights.dtype, device=weights.device)
-            share = ones if mlp.gate is None else ops.norm_linear(x, layer.mlp_norm, (mlp.gate,)).float().sigmoid()
+            share = ones if mlp.gate is None else ops.norm_linear(x, norm, (mlp.gate,)).float().sigmoid()
             weights = torch.cat((weights, share), dim=1)
-        return ops.experts(x, layer.mlp_norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale)
+        return ops.experts(x, norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale)
+
+    def _adapted_head(self, x: Tensor, mix: Tensor) -> Tensor:
+        """Logits of ``x`` [r, k] with adapters: of tokens whose adapter brings a head, from that one."""
+        ops, spec = self.ops, self.spec
+        logits = ops.norm_head(x, self.final_norm, self.head)[:, : spec.vocab]
+        for slot, table in self.adapters.heads():
+            own = ops.norm_head(x, self.final_norm, DenseWeight(table))
+            logits = torch.where((mix[:, slot] != 0).unsqueeze(1), own, logits)
+        logits = Adapting(self.adapters, ops, mix).add(logits, x, self.final_norm, (spec.head_linear,)) * spec.logit_scale
+        return spec.logit_softcap * torch.tanh(logits / spec.logit_softcap) if spec.logit_softcap > 0 else logits

@@ -12,6 +12,7 @@ from torch import Tensor
 from exltui.engine.model.config import Config
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.families import read_spec
+from exltui.engine.model.lora import parse_use
 from exltui.engine.model.memory import room_for
 from exltui.engine.model.positions import check_context, with_overrides
 from exltui.engine.model.preparation import Preparation, blocked_bytes, plan
@@ -68,6 +69,9 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
         decoder = Decoder(spec, checkpoint, ops, context, prepare)
     checkpoint.on_use = None
     reading.finish()
+    for use in options.lora:
+        path, scale = parse_use(use)
+        decoder.adapters.load(Path(path), scale=scale)
     weights = decoder.weights
     bits = 8 * sum(_stored(w) for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
     used = sum(checkpoint.infos[name].nbytes for name in checkpoint.used)

@@ -79,10 +79,12 @@ class AdapterBank:
         self._held[slot] = adapter
         return adapter
 
-    def rescale(self, name: str, scale: float) -> None:
+    def rescale(self, name: str, scale: float) -> Adapter:
         """The scale for jobs to come that name none of their own."""
         _check_scale(scale)
-        self._named(name).scale = scale
+        adapter = self._named(name)
+        adapter.scale = scale
+        return adapter
 
     def drop(self, name: str) -> None:
         """Jobs to come do not have it any more. Raises ModelError for an unknown name."""

@@ -68,10 +68,13 @@ class PageTable:
     def used(self) -> int:
         return len(self.pages) - len(self._idle)
 
-    def match(self, tokens: Sequence[int]) -> Reuse:
-        """The longest computed beginning of ``tokens``. At least the last token is left out: its logits are wanted."""
+    def match(self, tokens: Sequence[int], root: bytes = ROOT) -> Reuse:
+        """The longest computed beginning of ``tokens``. At least the last token is left out: its logits are wanted.
+
+        Only pages whose chain of hashes begins with ``root`` count: those that were computed under the same adapters.
+        """
         shared: list[int] = []
-        previous = ROOT
+        previous = root
         limit = len(tokens) - 1
         while (len(shared) + 1) * PAGE <= limit:
             here = chain(previous, tokens[len(shared) * PAGE : (len(shared) + 1) * PAGE])

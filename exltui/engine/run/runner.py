@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from exltui.engine.model.loading import Model
+from exltui.engine.model.lora import AdapterBank
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.step import Step
 
@@ -14,6 +15,10 @@ class Runner:
         self.model = model
         self.cache = cache
 
+    @property
+    def adapters(self) -> AdapterBank:
+        return self.model.decoder.adapters
+
     def step(self, step: Step) -> Tensor:
         """Run one packet -> logits [r, v] f32 on the model's device."""
-        return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows)
+        return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows, step.mix)

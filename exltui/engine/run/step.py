@@ -20,6 +20,7 @@ class Sequence:
     start: int
     pages: Many[int]
     logits: Literal["last", "all", "none"] = "last"
+    mix: tuple[tuple[int, float], ...] = ()  # (slot, scale) of the adapters that it uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Step:
     tokens: Tensor  # [t] i32
     batch: Batch
     logit_rows: Tensor  # [r] i64, rows of ``tokens``
+    mix: Tensor | None = None  # [t, slots] f32: how much of each adapter each token uses; None: none of any
 
     @staticmethod
     def build(sequences: Many[Sequence], device: torch.device) -> Step:
@@ -53,4 +55,19 @@ class Step:
         parts = (tokens, positions, slots, starts, lengths, table, rows)
         packet = torch.tensor([number for part in parts for number in part], dtype=torch.int32).to(device)
         ids, at, places, begins, ends, pages_of, wanted = packet.split([len(part) for part in parts])
-        return Step(ids, Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths)), wanted.long())
+        batch = Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths))
+        return Step(ids, batch, wanted.long(), _mix(sequences, device))
+
+
+def _mix(sequences: Many[Sequence], device: torch.device) -> Tensor | None:
+    """How much of each adapter each token uses; None if no sequence uses any."""
+    slots = max((slot for sequence in sequences for slot, _ in sequence.mix), default=-1) + 1
+    if not slots:
+        return None
+    rows = []
+    for sequence in sequences:
+        row = [0.0] * slots
+        for slot, scale in sequence.mix:
+            row[slot] += scale
+        rows += [row] * len(sequence.tokens)
+    return torch.tensor(rows, dtype=torch.float32).to(device)
