@@ -76,7 +76,7 @@ class DevicesPane(Widget, can_focus=True):
         """Take the newest figures; repaints only the lines that changed."""
         before, self._shown = self._shown, self._compose_lines()
         if len(before) != len(self._shown):
-            self.refresh()
+            self.refresh(layout=True)  # the pane is as high as what it says
             return
         for y, (old, new) in enumerate(zip(before, self._shown, strict=True)):
             if not old.is_same(new):
