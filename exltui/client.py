@@ -25,6 +25,8 @@ from exltui.protocol import (
     Prefill,
     Queued,
     Quit,
+    Rewound,
+    Scores,
     Submit,
     Text,
     Unload,
@@ -37,7 +39,7 @@ from exltui.protocol import (
 ANSWERS: dict[type, tuple[type, ...]] = {
     Load: (LoadProgress, Loaded, LoadFailed),
     Unload: (Unloaded,),
-    Submit: (Queued, Prefill, Text, Done, Failed),
+    Submit: (Queued, Prefill, Text, Scores, Rewound, Done, Failed),
 }
 
 

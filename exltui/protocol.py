@@ -70,6 +70,7 @@ class Sampling:
     dry_range: int = 0  # 0: all
     dry_max_ngram: int = 20
     dry_sequence_breakers: str = '.,!?<>[](){}\n\t"'  # characters
+    cfg_scale: float = 1.0  # guidance away from the job's negative prompt; off at 1
     order: str = ""  # names of stages with commas; "": the order of sampling.ORDER
     seed: int | None = None  # None: drawn afresh and reported in Done
 
@@ -91,6 +92,18 @@ class JobSpec:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     banned_tokens: tuple[int, ...] = ()  # ids that are never drawn
     allowed_tokens: tuple[int, ...] | None = None  # only these ids are drawn
+    min_new_tokens: int = 0  # stop tokens are not drawn before; stop strings still end the reply
+    priority: int = 0  # a job with a higher one is admitted first and reads first, and takes the place of lower ones
+    token_healing: bool = False  # draw the prompt's last token again, together with what follows it
+    banned_strings: tuple[str, ...] = ()  # in any case of letters; the job goes back to before one
+    negative_prompt: str | None = None  # what Sampling.cfg_scale steers away from
+    negative_prompt_ids: tuple[int, ...] | None = None
+    loop_window: int = 0  # the reply ends when so many tokens are one passage, loop_repeats times or more; 0: off
+    loop_repeats: int = 3
+    scores: bool = False  # a Scores event for each token
+    top_tokens: int = 0  # with that many of the likeliest tokens in it
+    logits: bool = False  # and with the model's logits
+    draft: bool = True  # speculate, where the model was loaded with a way to
 
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,8 +253,35 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How likely a token of a reply was: in what it was drawn from (after the sampler), and to the model itself (raw)."""
+
+    id: str
+    position: int  # of the token in prompt and reply
+    token: int
+    probability: float
+    raw_probability: float
+    top: tuple[tuple[int, float], ...] = ()  # ids and probabilities, the likeliest first
+    raw_top: tuple[tuple[int, float], ...] = ()
+    logits: tuple[float, ...] = ()  # the model's, for every id
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """A job took tokens back. None of their text was in a Text event."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    cause: str  # the banned string
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """The figures of a finished job. ``stop_reason``: stop_token, stop_string, max_new_tokens, context_full or cancelled."""
+    """The figures of a finished job.
+
+    ``stop_reason``: stop_token, stop_string, max_new_tokens, context_full, loop_detected, grammar_end or cancelled.
+    """
 
     stop_reason: str
     prompt_tokens: int
@@ -250,6 +290,12 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     seed: int
+    queued_seconds: float = 0.0
+    cached_pages: int = 0  # found whole in the cache
+    accepted_drafts: int = 0  # tokens that speculation foresaw
+    rejected_drafts: int = 0
+    stop_token: int | None = None  # what ended the reply
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +342,8 @@ class Meter:
 
 Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Quit
 AboutAdapters = AdapterLoaded | AdapterDropped | AdapterFailed
-Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | Queued | Prefill | Text | Done | Failed | Meter
+AboutJobs = Queued | Prefill | Text | Scores | Rewound | Done | Failed
+Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutJobs | Meter
 
 _TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
 

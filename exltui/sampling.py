@@ -206,6 +206,9 @@ SETTINGS = (
     Setting("dry_range", "DRY range", "DRY", "How many last tokens it searches; 0: all.", "whole", 0, TOKENS, 64, unit="tokens"),
     Setting("dry_max_ngram", "DRY longest", "DRY", "Longer passages count as this long.", "whole", 1, 1000, 1, unit="tokens"),
     Setting("dry_sequence_breakers", "DRY breakers", "DRY", "Characters whose tokens end a passage, beside special tokens.", "text"),
+    Setting(
+        "cfg_scale", "guidance", "guidance", "Above 1 the reply moves away from the negative prompt.", low=-100, high=100, step=0.1, off=1.0
+    ),
     Setting("order", "order", "order", "Names of the stages to run, in their order, with commas; empty: the usual order.", "text", off=""),
     Setting("seed", "seed", "chance", "The same seed and settings give the same reply; empty: a fresh one.", "whole", 0, 2**63 - 1, 1),
 )

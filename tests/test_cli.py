@@ -342,6 +342,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         ["models", "get"],
         ["models", "rm"],
         ["generate"],
+        ["bulk"],
         ["eval"],
         ["eval", "logits"],
         ["eval", "ppl"],

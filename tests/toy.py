@@ -93,7 +93,14 @@ def toy_tokenizer() -> SimpleNamespace:
         return [LETTERS.index(letter) for letter in text]
 
     return SimpleNamespace(
-        eos_ids=frozenset({EOS}), adds_bos=False, encode=encode, decode=decode, size=VOCABULARY, texts=list(LETTERS), ids_with=ids_with
+        eos_ids=frozenset({EOS}),
+        adds_bos=False,
+        encode=encode,
+        decode=decode,
+        size=VOCABULARY,
+        texts=list(LETTERS),
+        ids_with=ids_with,
+        special_ids=frozenset({EOS}),
     )
 
 
@@ -103,9 +110,9 @@ def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7) -> Gener
 
 def small_pages(patch, size: int) -> None:
     """Pages of ``size`` tokens, so that short sequences cross many of them."""
-    from exltui.engine.generate import generator, job
+    from exltui.engine.generate import generator, room
 
-    for module in (generator, job, pages, step):
+    for module in (generator, room, pages, step):
         patch.setattr(module, "PAGE", size)
 
 
@@ -114,19 +121,34 @@ def expected(spec: JobSpec, context: int) -> tuple[list[int], str]:
     bias = {**dict(spec.logit_bias), **dict.fromkeys(spec.banned_tokens, float("-inf"))}
     sampler = Sampler(spec.sampling, ids_with, bias=bias, allowed=spec.allowed_tokens, width=VOCABULARY)
     prompt = list(spec.prompt_ids) if spec.prompt_ids is not None else [LETTERS.index(c) for c in spec.prompt or ""]
-    tokens = list(prompt)
+    tokens, scale = list(prompt), spec.sampling.cfg_scale
+    negative = list(spec.negative_prompt_ids or ())
+    led_there: dict[int, set[int]] = {}  # position: first tokens of banned strings
     while True:
         logits = torch.from_numpy(toy_logits(tokens))[None]
-        drawn, probability, prior = sample(logits, [sampler.params(tokens, len(tokens))])[0].tolist()
+        if scale != 1.0:
+            other = torch.from_numpy(toy_logits(negative + tokens[len(prompt) :]))[None]
+            logits = scale * logits.log_softmax(-1) + (1 - scale) * other.log_softmax(-1)
+        banned = set(led_there.get(len(tokens), set()))
+        if len(tokens) - len(prompt) < spec.min_new_tokens:
+            banned |= {EOS, *spec.stop_token_ids}
+        drawn, probability, prior = sample(logits, [sampler.params(tokens, len(tokens), None, banned)])[0].tolist()
         sampler.observe(len(tokens), probability, prior)
         token = int(drawn)
         if token == EOS or token in spec.stop_token_ids:
             return tokens[len(prompt) :], "stop_token"
         tokens.append(token)
         reply = tokens[len(prompt) :]
+        hits = [at for string in spec.banned_strings if (at := decode(reply).find(string.lower())) >= 0]
+        if hits:
+            position = len(prompt) + min(hits)
+            led_there = {at: ids for at, ids in led_there.items() if at <= position}
+            led_there.setdefault(position, set()).add(tokens[position])
+            del tokens[position:]
+            continue
         if any(stop in decode(reply) for stop in spec.stop_strings):
             return reply, "stop_string"
         if spec.max_new_tokens is not None and len(reply) >= spec.max_new_tokens:
             return reply, "max_new_tokens"
-        if len(tokens) >= context:
+        if max(len(tokens), len(negative) + len(reply)) >= context:
             return reply, "context_full"

@@ -89,7 +89,7 @@ class Field:
         return " · ".join(part for part in (f"{setting.low:g} to {high}", setting.unit, off) if part)
 
 
-FIELDS = tuple(Field(setting) for setting in SETTINGS)
+FIELDS = tuple(Field(setting) for setting in SETTINGS if setting.group != "guidance")  # a chat has no negative prompt
 BY_NAME = {field.name: field for field in FIELDS}
 
 

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
     sampling = sampling_options(options)
     job = JobSpec("job", **given, sampling=sampling, max_new_tokens=options.max_new_tokens, stop_strings=stops, add_bos=add_bos)
-    session = _load(directory, options)
+    session = load_session(directory, options)
     if session.problem:
         print(f"exltui: this will be slow: {session.problem}", file=sys.stderr)
     for note in session.runner.model.notes:
@@ -92,7 +92,8 @@ def _chat(directory: Path, text: str, options: argparse.Namespace) -> tuple[str,
     return template.prompt([*system, {"role": "user", "content": text}]), tuple(template.stop_strings)
 
 
-def _load(directory: Path, options: argparse.Namespace) -> Session:
+def load_session(directory: Path, options: argparse.Namespace) -> Session:
+    """The model in ``directory``, with a progress line while it loads."""
     from exltui.engine.session import open_session
 
     line = ProgressLine()

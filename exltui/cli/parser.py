@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     _add_models(commands)
     _add_generate(commands)
+    _add_bulk(commands)
     _add_eval(commands)
     _add_doctor(commands)
     return parser
@@ -116,6 +117,29 @@ def _sampler(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=kinds[setting.kind], metavar=metavars[setting.kind], help=text.replace("%", "%%"))
 
 
+def _length(parser: argparse.ArgumentParser) -> None:
+    stop = parser.add_argument_group("length")
+    stop.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="at most N tokens (default: until the model ends or the context is full)"
+    )
+    stop.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+
+
+def _add_bulk(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "bulk",
+        help="complete many prompts from a file",
+        description='Many prompts at once. A line of the input is an object with "prompt" (or "ids") and what differs from the flags; '
+        "a line of the output answers the same line of the input. Started again, it goes on where it was.",
+    )
+    parser.add_argument("input", metavar="IN.jsonl", help="one JSON object a line")
+    parser.add_argument("output", metavar="OUT.jsonl", help="gets one JSON object a line, in the same order")
+    _shared(parser)
+    _sampler(parser)
+    _length(parser)
+    parser.set_defaults(run=_command("bulk"))
+
+
 def _add_models(commands: Commands) -> None:
     models = commands.add_parser("models", help="list, get, describe and remove models", description="Models on this machine.")
     _shared(models, model=False)
@@ -156,11 +180,7 @@ def _add_generate(commands: Commands) -> None:
     chat.add_argument("--system", metavar="TEXT", help="with --chat, a system prompt")
     chat.add_argument("--chat-format", metavar="NAME", help="with --chat, a format by name in place of the model's template")
     _sampler(parser)
-    stop = parser.add_argument_group("length")
-    stop.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="at most N tokens (default: until the model ends or the context is full)"
-    )
-    stop.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    _length(parser)
     parser.set_defaults(run=_command("generate"))
 
 

@@ -47,6 +47,7 @@ from exltui.protocol import (
 )
 
 if TYPE_CHECKING:
+    from exltui.engine.generate.generator import Generator
     from exltui.engine.session import Session
 
 log = logging.getLogger(__name__)
@@ -239,6 +240,8 @@ class Host:
             sentence, hint = _explain(error, "a step")
             for job_id in generator.abandon():
                 self._send_all([Failed(job_id, sentence, hint)])
+        if not generator.busy:
+            _check(generator)
         self._rates.stepped(time.perf_counter() - started, generator.tokens_read - read, generator.tokens_drawn - drawn)
         self._gauge = replace(self._gauge, longest=generator.longest, pages_used=generator.table.used)
 
@@ -325,6 +328,15 @@ class _Rates:
             prefill = self._read / self._reading if self._reading else None
             self._read = self._reading = self._drawn = self._drawing = 0.0
         return decode, prefill
+
+
+def _check(generator: Generator) -> None:
+    """Look at the page table while there is nothing to do. One that is damaged forgets what it knows, and the log says why."""
+    try:
+        generator.check()
+    except ExltuiError as error:
+        log.error("%s", error)
+        generator.table.clear()
 
 
 def _host_up() -> HostUp:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from exltui.engine.generate.generator import Generator
-from exltui.engine.generate.job import pages_for
+from exltui.engine.generate.room import pages_for
 from exltui.engine.model.loading import load_model, resolve_device
 from exltui.engine.ops import native
 from exltui.engine.run.cache import KVCache, parse_cache_mode

@@ -1,30 +1,46 @@
 """The generator: many jobs, one forward pass at a time.
 
-Each ``advance`` is one step: waiting jobs are admitted while pages last, every job that decodes gives one token, jobs that still read
-their prompt share a budget of ``chunk`` tokens, and all of it runs as one packet. Prompts that begin like something computed before
-start behind it. When the pages run out, the youngest job waits again and later goes on where it was.
+Each ``advance`` is one step: waiting jobs are admitted while pages last, every job that decodes gives one token (more where drafts hold),
+jobs that still read their prompt share a budget of ``chunk`` tokens, and all of it runs as one packet. Prompts that begin like something
+computed before start behind it. When the pages run out, the least important job waits again and later goes on where it was.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
-from exltui.engine.generate.job import Job, pages_for
-from exltui.engine.generate.sampling import Sampler
-from exltui.engine.generate.stream import TextStreamer
-from exltui.engine.ops.sample import EXCLUDED
+import torch
+from torch import Tensor
+
+from exltui.engine.generate import admission
+from exltui.engine.generate.job import Job
+from exltui.engine.generate.room import Room, Track, common
+from exltui.engine.generate.scores import scores
+from exltui.engine.ops.sample import EXCLUDED, SampleParams
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import PageTable
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
-from exltui.errors import ContextError, SamplingError
-from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Text
+from exltui.errors import ExltuiError
+from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewound, Text
 from exltui.tokenizer import Tokenizer
 
 MAX_BATCH = 32
-TAIL = 4  # ids of the prompt before which the reply's text is decoded
+MAX_SKIPS = 4  # jobs that may be admitted before one that does not fit
+WORTH = 16  # tokens: a prompt that another job is just reading is waited for, if that saves so many
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a step does for one track: ``count`` tokens that are there, then drafts."""
+
+    job: Job
+    track: Track
+    count: int
+    drafts: list[int]
+    draws: bool
 
 
 class Generator:
@@ -39,10 +55,12 @@ class Generator:
         self.context = min(context, runner.cache.pages * PAGE)
         self.chunk = chunk
         self.table = PageTable(runner.cache.pages)
+        self.room = Room(self.table, [runner.cache])
         self.tokens_read = 0
         self.tokens_drawn = 0
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._arrivals = 0
+        self._waiting: list[Job] = []  # in the order in which they are admitted
+        self._running: list[Job] = []  # in the order in which they were
 
     @property
     def busy(self) -> bool:
@@ -63,176 +81,247 @@ class Generator:
         return {slot for job in (*self._running, *self._waiting) for slot, _ in job.mix}
 
     def submit(self, spec: JobSpec) -> list[Event]:
-        """Queue a job. Raises ContextError or SamplingError, and then the job does not exist."""
-        ids = list(spec.prompt_ids) if spec.prompt_ids is not None else self._encode(spec)
-        self._check(spec, ids)
-        stop_ids = self.tokenizer.eos_ids | frozenset(spec.stop_token_ids)
-        sampler = self._sampler(spec)
-        streamer = TextStreamer(self.tokenizer.decode, spec.stop_strings, ids[-TAIL:])
-        mix = self.runner.adapters.mix(spec.adapters)
-        root = self.runner.adapters.root(mix)
-        self._waiting.append(Job(spec, len(ids), ids, self.context, stop_ids, sampler, streamer, mix, root))
-        return [Queued(spec.id, len(ids))]
+        """Queue a job. Raises ContextError, SamplingError or GrammarError, and then the job does not exist."""
+        context = self.context
+        if spec.sampling.cfg_scale != 1.0:  # both of its sequences must fit
+            context = min(context, self.runner.cache.pages // 2 * PAGE)
+        job = admission.prepare(spec, self.tokenizer, self.runner.model.spec.vocab, context)
+        job.mix = self.runner.adapters.mix(spec.adapters)
+        for track in job.tracks:
+            track.root = self.runner.adapters.root(job.mix)
+        job.arrival = self._arrivals = self._arrivals + 1
+        self._queue(job)
+        return [Queued(spec.id, job.prompt_tokens)]
 
-    def _encode(self, spec: JobSpec) -> list[int]:
-        add_bos = self.tokenizer.adds_bos if spec.add_bos is None else spec.add_bos
-        return self.tokenizer.encode(spec.prompt or "", parse_special=spec.parse_special, add_bos=add_bos)
-
-    def _sampler(self, spec: JobSpec) -> Sampler:
-        width = min(self.tokenizer.size, self.runner.model.spec.vocab)
-        named = [*(token for token, _ in spec.logit_bias), *spec.banned_tokens, *(spec.allowed_tokens or ())]
-        if strange := [token for token in named if not 0 <= token < width]:
-            raise SamplingError(f"the token id {strange[0]} does not exist", f"the tokenizer has ids 0 to {width - 1}")
-        bias = {**dict(spec.logit_bias), **dict.fromkeys(spec.banned_tokens, -math.inf)}
-        if wild := next((value for _, value in spec.logit_bias if not math.isfinite(value)), None):
-            raise SamplingError(f"a logit bias is {wild}, it must be a finite number", "banned_tokens excludes tokens")
-        return Sampler(spec.sampling, self.tokenizer.ids_with, bias=bias, allowed=spec.allowed_tokens, width=width)
-
-    def _check(self, spec: JobSpec, ids: list[int]) -> None:
-        vocabulary = self.runner.model.spec.vocab
-        if not ids:
-            raise ContextError("the prompt is empty", "say something")
-        if strange := next((i for i in (max(ids), min(ids)) if not 0 <= i < vocabulary), None):
-            sentence = f"the prompt holds the token id {strange}, the model knows 0 to {vocabulary - 1}"
-            raise ContextError(sentence, "the ids come from another model's tokenizer")
-        if len(ids) >= self.context:
-            sentence = f"the prompt has {len(ids):,} tokens, the context holds {self.context:,}"
-            raise ContextError(sentence, "shorten it, or load the model with a larger --length")
-        if spec.max_new_tokens is not None and spec.max_new_tokens < 1:
-            raise SamplingError(f"max_new_tokens is {spec.max_new_tokens}, it must be at least 1", "leave it out for no limit")
+    def _queue(self, job: Job) -> None:
+        self._waiting.append(job)
+        self._waiting.sort(key=lambda each: (-each.spec.priority, each.arrival))
 
     def cancel(self, job_id: str) -> list[Event]:
         """End a job before its next step; what it computed stays in the cache. Unknown ids are ignored: the job may just have ended."""
-        for jobs in (self._waiting, self._running):
-            for job in jobs:
-                if job.id == job_id:
-                    job.stop_reason = "cancelled"
-                    jobs.remove(job)
-                    return self._finish(job, job.streamer.finish())
+        for job in (*self._waiting, *self._running):
+            if job.id == job_id:
+                job.stop_reason = "cancelled"
+                self._remove(job)
+                return self._finish(job, *job.finish())
         return []
 
     def abandon(self) -> list[str]:
         """Drop every running job after a step that failed, with its pages -> their ids. What the step wrote is not trusted."""
         dropped, self._running = self._running, []
         for job in dropped:
-            self.table.release(job.pages)
+            for track in job.tracks:
+                self.room.abandon(track)
         return [job.id for job in dropped]
+
+    def check(self) -> None:
+        """Raise ExltuiError if the page table contradicts itself or the jobs. For idle moments: it looks at every page."""
+        held = [page for job in self._running for track in job.tracks for page in track.pages]
+        problem = self.table.problem(held)
+        if problem:
+            raise ExltuiError(f"the page table is damaged: {problem}", "please report it; unload the model and load it again")
 
     def advance(self) -> list[Event]:
         """One step -> what happened. Returns at once when there is nothing to do."""
         events = self._admit()
-        batch = self._schedule()
-        if not batch:
-            self._requeue_youngest()
+        runs = self._schedule()
+        if not runs:
+            self._requeue()
             return events
-        sequences = []
-        for job, count in batch:
-            last = job.computed + count == len(job.tokens)
-            tokens = job.tokens[job.computed : job.computed + count]
-            sequences.append(Sequence(tokens, job.computed, job.pages, "last" if last else "none", job.mix))
+        sequences = [self._sequence(run) for run in runs]
         logits = self.runner.step(Step.build(sequences, self.runner.model.device))
-        drawing = []
-        for job, count in batch:
-            events.extend(self._computed(job, count))
-            if job.pending == 0:
-                drawing.append(job)
+        for job in dict.fromkeys(run.job for run in runs):
+            events.extend(self._computed(job, [run for run in runs if run.job is job]))
+        drawing = [run for run in runs if run.draws]
         if drawing:
-            params = [job.sampler.params(job.tokens, len(job.tokens)) for job in drawing]
-            drawn = self.runner.model.ops.sample(logits, params).tolist()
-            self.tokens_drawn += len(drawn)
-            for job, (token, probability, prior) in zip(drawing, drawn, strict=True):
-                job.sampler.observe(len(job.tokens), probability, prior)
-                events.extend(self._accept(job, int(token)))
+            events.extend(self._draw(drawing, logits))
         return events
 
     # ── the parts of a step ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self) -> list[Event]:
-        """Start waiting jobs, in order, while pages and the batch have room."""
+        """Start waiting jobs, in order, while pages and the batch have room. One that does not fit lets a few others pass."""
         events: list[Event] = []
-        while self._waiting and len(self._running) < MAX_BATCH:
-            job = self._waiting[0]
-            reuse = self.table.match(job.tokens, job.root)
-            pages = self.table.take(reuse, pages_for(len(job.tokens)))
-            if pages is None:
-                break  # pages come back when a running job ends
-            self._running.append(self._waiting.popleft())
-            job.pages = pages
-            job.hashes = [h for i in reuse.pages if (h := self.table.pages[i].hash) is not None]
-            job.computed, job.goal = reuse.tokens, len(job.tokens)
-            if reuse.copy:
-                self.runner.cache.copy_page(reuse.copy[0], pages[len(reuse.pages)], reuse.copy[1])
+        passed: list[Job] = []
+        for job in list(self._waiting):
+            if any(each.skipped >= MAX_SKIPS for each in passed):
+                break
+            if self._awaits(job):
+                continue
+            if not self._fits(job):
+                passed.append(job)
+                continue
+            for each in passed:
+                each.skipped += 1
+            self._waiting.remove(job)
+            self._running.append(job)
             if not job.started:  # it was not here before
-                job.started, job.cached, job.read = time.perf_counter(), reuse.tokens, reuse.tokens
+                job.started, job.cached = time.perf_counter(), job.track.computed
+                job.read, job.cached_pages = job.cached, len(job.track.hashes)
                 events.append(Prefill(job.id, job.cached, job.prompt_tokens, job.cached))
         return events
 
-    def _schedule(self) -> list[tuple[Job, int]]:
-        """Which jobs run in this step, and how many tokens of each. A job that needs a page and finds none sits the step out."""
-        batch, budget = [], self.chunk
-        for job in self._running:
-            count = min(job.pending, budget) if job.reading else job.pending
-            if count == 0:
-                continue
-            while len(job.pages) * PAGE < job.computed + count:
-                page = self.table.extend()
-                if page is None:
-                    break
-                job.pages.append(page)
-            else:
-                batch.append((job, count))
-                budget -= count if job.reading else 0
-        return batch
+    def _awaits(self, job: Job) -> bool:
+        """Whether a running job is just reading what this one begins with: then its pages will soon be there to share."""
+        for other in self._running:
+            if (
+                other.track.reading
+                and other.track.root == job.track.root
+                and (shared := min(common(other.track.tokens, job.tokens), len(job.tokens) - 1)) >= WORTH
+            ):
+                there = max(self.table.match(job.tokens, job.track.root).tokens, other.track.computed)
+                if shared - there >= WORTH:
+                    return True
+        return False
 
-    def _requeue_youngest(self) -> None:
-        """Every job waits for a page: the one admitted last gives up its own, and waits until there are enough for what it has.
+    def _fits(self, job: Job) -> bool:
+        """Pages for ``job``, taken if need be from running jobs of a lower priority, the lowest and youngest first."""
+        while len(self._running) >= MAX_BATCH or not self.room.enter(job.tracks):
+            victim = min(self._running, key=_importance, default=None)
+            if victim is None or victim.spec.priority >= job.spec.priority:
+                return False
+            self._wait_again(victim)
+        return True
+
+    def _schedule(self) -> list[_Run]:
+        """What runs in this step. A job that needs a page and finds none sits the step out."""
+        runs: list[_Run] = []
+        budget = self.chunk
+        for job in sorted(self._running, key=lambda each: (-each.spec.priority, each.arrival)):
+            if not job.reading:
+                if all(self.room.grow(track, 1) for track in job.tracks):
+                    drafts = job.drafts if self.room.grow(job.track, 1 + len(job.drafts)) else []
+                    runs += [_Run(job, track, 1, drafts if track is job.track else [], draws=True) for track in job.tracks]
+                continue
+            # The last tokens of both tracks run in one step, since the logits of both are wanted together.
+            counts, left = [], max(budget, 0)
+            for track in job.tracks:
+                counts.append(min(track.pending - 1, left))
+                left -= counts[-1]
+            draws = all(count == track.pending - 1 for count, track in zip(counts, job.tracks, strict=True))
+            counts = [count + draws for count in counts]
+            if all(self.room.grow(track, count) for count, track in zip(counts, job.tracks, strict=True)):
+                runs += [_Run(job, track, count, [], draws) for count, track in zip(counts, job.tracks, strict=True) if count]
+                budget -= sum(counts)
+        return runs
+
+    @staticmethod
+    def _sequence(run: _Run) -> Sequence:
+        tokens = [*run.track.tokens[run.track.computed : run.track.computed + run.count], *run.drafts]
+        return Sequence(tokens, run.track.computed, run.track.pages, "all" if run.drafts else "last" if run.draws else "none", run.job.mix)
+
+    def _requeue(self) -> None:
+        """Every job waits for a page: the least important one gives up its own, and waits until there are enough for what it has.
 
         It comes back only when more is free than it gave, so at least one of the others moves on meanwhile.
         """
         if self._running:
-            job = self._running.pop()
-            self._give_back(job)
-            self._waiting.appendleft(job)
+            self._wait_again(min(self._running, key=_importance))
 
-    def _computed(self, job: Job, count: int) -> list[Event]:
-        """Note that the keys and values of ``count`` more tokens are in the cache."""
+    def _wait_again(self, job: Job) -> None:
+        self._leave(job)
+        self._queue(job)
+
+    def _computed(self, job: Job, runs: Many[_Run]) -> list[Event]:
         reading = job.reading
-        job.computed += count
-        while (len(job.hashes) + 1) * PAGE <= job.computed:
-            page = len(job.hashes)
-            tokens = job.tokens[page * PAGE : (page + 1) * PAGE]
-            job.hashes.append(self.table.filled(job.pages[page], job.previous_hash, tokens))
-        if not reading:
-            return []
-        self.tokens_read += count
-        here = min(job.computed, job.prompt_tokens)
-        if here <= job.read:
+        for run in runs:
+            if run.track.reading:
+                self.tokens_read += run.count
+            self.room.computed(run.track, run.count)
+        here = min(job.track.computed, job.prompt_tokens)
+        if not reading or here <= job.read:
             return []  # a job that came back reads once more what it had read
         job.read = here
         return [Prefill(job.id, job.read, job.prompt_tokens, job.cached)]
 
+    def _draw(self, runs: list[_Run], logits: Tensor) -> list[Event]:
+        """Draw the next tokens of all jobs whose sequences end in this step; of one with drafts as many as hold, and one more."""
+        events: list[Event] = []
+        jobs: list[_Run] = []
+        params: list[list[SampleParams]] = []
+        rows: list[Tensor] = []
+        at = 0
+        for run in runs:
+            count = 1 + len(run.drafts)
+            if run.track is run.job.guide:  # it follows the job's own
+                rows[-1] = _guided(rows[-1], logits[at : at + 1], run.job.spec.sampling.cfg_scale)
+            else:
+                jobs.append(run)
+                rows.append(logits[at : at + count])
+                params.append([self._params(run.job, run.drafts[:i]) for i in range(count)])
+            at += count
+        together = torch.cat(rows) if any(run.job.guide for run in runs) else logits
+        drawn = self.runner.model.ops.sample(together, [p for each in params for p in each]).tolist()
+        at = 0
+        for run, mine, row in zip(jobs, params, rows, strict=True):
+            events.extend(self._take(run, drawn[at : at + len(mine)], row, mine))
+            at += len(mine)
+        return events
+
+    @staticmethod
+    def _params(job: Job, drafts: list[int]) -> SampleParams:
+        position = len(job.tokens) + len(drafts)
+        history = [*job.tokens, *drafts] if drafts else job.tokens
+        return job.sampler.params(history, position, job.params_mask(), job.banned(position))
+
+    def _take(self, run: _Run, drawn: list[list[float]], logits: Tensor, params: list[SampleParams]) -> list[Event]:
+        """Give the job what was drawn for it, as far as its drafts hold."""
+        job, events, held = run.job, [], 0
+        for i, (token, probability, prior) in enumerate(drawn):
+            self.tokens_drawn += 1
+            job.sampler.observe(len(job.tokens), probability, prior)
+            if job.spec.scores or job.spec.top_tokens or job.spec.logits:
+                events += scores(job, int(token), probability, logits[i], params[i])
+            more = self._accept(job, int(token))
+            events += more
+            if job not in self._running or i == len(run.drafts) or run.drafts[i] != int(token):
+                break
+            held += 1
+        job.accepted_drafts += held
+        job.rejected_drafts += len(run.drafts) - held
+        if held and job in self._running:
+            self.room.computed(job.track, held)
+        return events
+
     def _accept(self, job: Job, token: int) -> list[Event]:
         if token == EXCLUDED:
-            self._running.remove(job)
-            self._give_back(job)
+            self._remove(job)
             return [Failed(job.id, "no token is left to draw", "allowed and banned tokens, or a grammar, exclude them all")]
-        before = len(job.tokens)
-        text = job.accept(token)
+        text, count, match = job.accept(token)
         if job.stop_reason:
-            self._running.remove(job)
-            return self._finish(job, text, len(job.tokens) - before)
-        return [Text(job.id, text, 1)]
+            self._remove(job)
+            return self._finish(job, text, count)
+        events: list[Event] = [Text(job.id, text, count)] if text or count else []
+        if match is not None:
+            gone = job.take_back(match)
+            self._wait_again(job)  # it comes back at once, with pages of its own where it shares what is taken back
+            events.append(Rewound(job.id, match.text, tuple(gone), match.string))
+        return events
 
-    def _finish(self, job: Job, text: str, count: int = 0) -> list[Event]:
-        """Give the job's pages back and say that it is done, after the last ``text``."""
-        self._give_back(job)
+    def _finish(self, job: Job, text: str, count: int) -> list[Event]:
+        """Say that the job is done, after the last ``text``."""
         events: list[Event] = [Text(job.id, text, count)] if text or count else []
         return [*events, Done(job.id, job.stats(), tuple(job.new_ids))]
 
-    def _give_back(self, job: Job) -> None:
-        """Release the job's pages; the table remembers what is in them, the last one's part included."""
-        page, rows = divmod(job.computed, PAGE)
-        if rows and job.pages:
-            self.table.filled(job.pages[page], job.previous_hash, job.tokens[page * PAGE : job.computed])
-        self.table.release(job.pages)
-        job.pages, job.hashes, job.computed = [], [], 0
+    def _remove(self, job: Job) -> None:
+        if job in self._waiting:
+            self._waiting.remove(job)
+        else:
+            self._leave(job)
+
+    def _leave(self, job: Job) -> None:
+        """Take a running job's pages back; the table remembers what is in them."""
+        self._running.remove(job)
+        job.drafts = []
+        for track in job.tracks:
+            self.room.leave(track)
+
+
+def _importance(job: Job) -> tuple[int, int]:
+    """The lowest gives its pages up first: the priority, then who came earlier."""
+    return job.spec.priority, -job.arrival
+
+
+def _guided(logits: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """[1, v] f32: classifier-free guidance, ``s log_softmax(a) + (1 - s) log_softmax(b)`` (Sanchez et al., 2306.17806)."""
+    return scale * logits.float().log_softmax(-1) + (1 - scale) * negative.float().log_softmax(-1)

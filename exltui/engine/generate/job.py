@@ -1,83 +1,177 @@
-"""One job: its tokens, its pages, its sampler and its streamer."""
+"""One job: its sequence, its sampler, its streamer, and when it ends."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from exltui.engine.generate.sampling import Sampler
+from torch import Tensor
+
+from exltui.engine.generate.guard import Guard, Match
+from exltui.engine.generate.room import Track
+from exltui.engine.generate.sampling import Sampler, bits
 from exltui.engine.generate.stream import TextStreamer
-from exltui.engine.ops.types import PAGE
-from exltui.engine.run.pages import ROOT
 from exltui.protocol import JobSpec, Stats
+
+
+class Constraint(Protocol):
+    """What a reply must look like; see constraint.py."""
+
+    def mask(self) -> Tensor: ...
+    def accept(self, token: int) -> None: ...
+    def take_back(self, count: int) -> None: ...
+    @property
+    def finished(self) -> bool: ...
+
+
+LOOP_INTERVAL = 16  # tokens between two looks for a loop
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """``tokens`` are prompt and reply; the keys and values of the first ``computed`` of them are in ``pages``.
-
-    A job is the same object from submission to its end. When it has to give its pages up for a while, only ``pages``, ``hashes`` and
-    ``computed`` start again; the sampler draws by position and the streamer keeps its text, so nobody can tell.
+    """From submission to end the same object. When it has to give its pages up for a while, the sampler draws by position and the streamer
+    keeps its text, so nobody can tell.
     """
 
     spec: JobSpec
     prompt_tokens: int
-    tokens: list[int]
+    track: Track
     limit: int  # tokens that prompt and reply may have together
     stop_ids: frozenset[int]
     sampler: Sampler
     streamer: TextStreamer
     mix: tuple[tuple[int, float], ...] = ()  # (slot, scale) of its adapters
-    root: bytes = ROOT  # what its hashes begin with: other adapters, other pages
-    pages: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)  # of the full pages
-    computed: int = 0
-    goal: int = 0  # tokens to read before the next draw: what there was when the job was admitted
+    arrival: int = 0
+    guide: Track | None = None  # the negative prompt and the same reply
+    guard: Guard | None = None
+    constraint: Constraint | None = None
+    healing: tuple[str, frozenset[int]] | None = None  # the text of the prompt's last token, and the ids whose text begins with it
+    drafts: list[int] = field(default_factory=list)  # what may come next, to be verified in the next step
+    banned_at: dict[int, set[int]] = field(default_factory=dict)  # position: ids that led to a banned string there
+    skipped: int = 0  # jobs behind it that were admitted before it
     cached: int = 0
+    cached_pages: int = 0
     read: int = 0  # the most prompt tokens that were ever in the cache
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
+    submitted: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     first_token: float = 0.0
     stop_reason: str = ""
+    stop_token: int | None = None
+    _strip: str = ""  # what healing wrote of the prompt's own text and is still to be cut off
 
     @property
     def id(self) -> str:
         return self.spec.id
 
     @property
-    def pending(self) -> int:
-        """Tokens whose keys and values are still to be computed; 1 while decoding."""
-        return len(self.tokens) - self.computed
+    def tokens(self) -> list[int]:
+        return self.track.tokens
+
+    @property
+    def tracks(self) -> list[Track]:
+        return [self.track] if self.guide is None else [self.track, self.guide]
 
     @property
     def reading(self) -> bool:
-        """Whether it still takes in what was there when it was admitted; otherwise it decodes."""
-        return self.computed < self.goal
-
-    @property
-    def previous_hash(self) -> bytes:
-        return self.hashes[-1] if self.hashes else self.root
+        return any(track.reading for track in self.tracks)
 
     @property
     def new_ids(self) -> list[int]:
         return self.tokens[self.prompt_tokens :]
 
-    def accept(self, token: int) -> str:
-        """Take the token that was drawn -> the text that it makes certain. Sets ``stop_reason`` when the job is over."""
-        now = time.perf_counter()
+    def params_mask(self) -> Tensor | None:
+        """What a grammar and token healing allow at the next place."""
+        mask = self.constraint.mask() if self.constraint else None
+        if self.healing is not None and len(self.tokens) == self.prompt_tokens:
+            healed = bits(self.healing[1], self.sampler.width)
+            mask = healed if mask is None else mask & healed
+        return mask
+
+    def banned(self, position: int) -> set[int]:
+        """Ids that must not be drawn at ``position``: the end before ``min_new_tokens``, and what led to a banned string."""
+        found = self.banned_at.get(position, set())
+        return found | self.stop_ids if position - self.prompt_tokens < self.spec.min_new_tokens else found
+
+    def accept(self, token: int) -> tuple[str, int, Match | None]:
+        """Take the token that was drawn -> text that is out now, of how many tokens, and a banned string that is to be taken back.
+
+        Sets ``stop_reason`` when the job is over.
+        """
         if not self.first_token:
-            self.first_token = now
+            self.first_token = time.perf_counter()
         if token in self.stop_ids:
-            self.stop_reason = "stop_token"
-            return self.streamer.finish()
-        self.tokens.append(token)
-        text = self.streamer.push(token)
+            self.stop_reason, self.stop_token = "stop_token", token
+            return (*self.finish(), None)
+        if self.healing is not None and len(self.tokens) == self.prompt_tokens:
+            self._strip = self.healing[0]
+        for track in self.tracks:
+            track.tokens.append(token)
+        if self.constraint:
+            self.constraint.accept(token)
+        state = self.streamer.state
+        text, count, match = self._unstripped(self.streamer.read(token)), 1, None
+        if self.guard:
+            text, count, match = self.guard.push(token, text, state)
+            if match is None and self.streamer.stops_in(text + self.guard.text):
+                kept, more = self.guard.finish()  # what comes behind a stop string does not matter
+                text, count = text + kept, count + more
+        text = self.streamer.release(text)
+        if match is None:
+            self.stop_reason = self._over()
+        if self.stop_reason:
+            rest, held = self.finish()
+            return text + rest, count + held, None
+        return text, count, match
+
+    def _unstripped(self, text: str) -> str:
+        """``text`` without the part of the prompt's own that healing wrote once more."""
+        if self._strip:
+            cut = min(len(self._strip), len(text))
+            self._strip, text = self._strip[cut:], text[cut:]
+        return text
+
+    def _over(self) -> str:
+        """Why the job is over, or ""."""
+        new = len(self.tokens) - self.prompt_tokens
         if self.streamer.stop is not None:
-            self.stop_reason = "stop_string"
-        elif self.spec.max_new_tokens is not None and len(self.tokens) - self.prompt_tokens >= self.spec.max_new_tokens:
-            self.stop_reason = "max_new_tokens"
-        elif len(self.tokens) >= self.limit:
-            self.stop_reason = "context_full"
-        return text + self.streamer.finish() if self.stop_reason in ("max_new_tokens", "context_full") else text
+            return "stop_string"
+        if self.spec.max_new_tokens is not None and new >= self.spec.max_new_tokens:
+            return "max_new_tokens"
+        if any(len(track.tokens) >= self.limit for track in self.tracks):
+            return "context_full"
+        if self.constraint and self.constraint.finished:
+            return "grammar_end"
+        if self.spec.loop_window and new >= self.spec.loop_window and new % LOOP_INTERVAL == 0:
+            window = self.tokens[-self.spec.loop_window :]
+            if period(window) * self.spec.loop_repeats <= len(window):
+                return "loop_detected"
+        return ""
+
+    def finish(self) -> tuple[str, int]:
+        """The text that was kept back, and of how many tokens. A stop string within it still counts."""
+        kept, count = self.guard.finish() if self.guard else ("", 0)
+        text = self.streamer.finish(kept)
+        if self.streamer.stop is not None and self.stop_reason != "cancelled":
+            self.stop_reason, self.stop_token = "stop_string", None
+        return text, count
+
+    def take_back(self, match: Match) -> list[int]:
+        """Go back to before a banned string -> the ids that are gone. The first of them cannot come there again."""
+        position = len(self.tokens) - match.tokens
+        gone = self.tokens[position:]
+        self.banned_at = {at: ids for at, ids in self.banned_at.items() if at <= position}
+        self.banned_at.setdefault(position, set()).add(match.first)
+        for track in self.tracks:
+            del track.tokens[len(track.tokens) - match.tokens :]
+            track.computed = min(track.computed, len(track.tokens))
+        if self.constraint:
+            self.constraint.take_back(match.tokens)
+        self.streamer.state = match.state
+        return gone
 
     def stats(self) -> Stats:
         now = time.perf_counter()
@@ -90,8 +184,22 @@ class Job:
             prefill_seconds=first - self.started if self.started else 0.0,
             decode_seconds=now - first,
             seed=self.sampler.seed,
+            queued_seconds=(self.started or now) - self.submitted,
+            cached_pages=self.cached_pages,
+            accepted_drafts=self.accepted_drafts,
+            rejected_drafts=self.rejected_drafts,
+            stop_token=self.stop_token,
+            stop_string=self.streamer.stop,
         )
 
 
-def pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE)
+def period(tokens: Sequence[int]) -> int:
+    """The smallest p with ``tokens[i] == tokens[i - p]`` for all i: the length of what repeats (by Knuth, Morris, Pratt)."""
+    border = [0] * len(tokens)
+    k = 0
+    for i in range(1, len(tokens)):
+        while k and tokens[i] != tokens[k]:
+            k = border[k - 1]
+        k += tokens[i] == tokens[k]
+        border[i] = k
+    return len(tokens) - (border[-1] if tokens else 0)

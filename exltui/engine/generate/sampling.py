@@ -64,8 +64,11 @@ class Sampler:
         """Whether ``observe`` must be told what was drawn."""
         return self._feedback is not None
 
-    def params(self, history: list[int], position: int, mask: Tensor | None = None) -> SampleParams:
-        """For the token at ``position``, after the ids of ``history`` (prompt and reply). ``mask``: bits of what a grammar allows."""
+    def params(self, history: list[int], position: int, mask: Tensor | None = None, banned: Collection[int] = ()) -> SampleParams:
+        """For the token at ``position``, after the ids of ``history`` (prompt and reply).
+
+        ``mask``: bits of what a grammar allows; ``banned``: ids that must not come here.
+        """
         s = self.sampling
         penalties, shift = None, self._bias
         if self._occurrences or self._dry:
@@ -76,6 +79,8 @@ class Sampler:
                 )
             if self._dry:
                 shift = _joined(shift, self._dry.shift(kept))
+        if banned:
+            shift = _joined(shift, (np.array(sorted(banned), dtype=np.int64), np.full(len(banned), -math.inf, dtype=np.float32)))
         if self._allowed is not None:
             mask = self._allowed if mask is None else self._allowed & mask
         return SampleParams(

@@ -45,9 +45,20 @@ class TextStreamer:
 
     def push(self, token: int) -> str:
         """Accept one id -> the text that is now certain. After a stop string was found, nothing more comes."""
-        if self.stop is not None:
-            return ""
-        self._open.append(token)
+        return self.release(self.read(token))
+
+    @property
+    def state(self) -> tuple[list[int], list[int], str]:
+        """What ``read`` knows; setting it takes back the ids that were read since. Text that was released stays out."""
+        return self._context, self._open, self._known
+
+    @state.setter
+    def state(self, state: tuple[list[int], list[int], str]) -> None:
+        self._context, self._open, self._known = list(state[0]), list(state[1]), state[2]
+
+    def read(self, token: int) -> str:
+        """Accept one id -> the text that is now certain, stop strings and all."""
+        self._open = [*self._open, token]
         text = self._decode(self._context + self._open)
         if not text.startswith(self._known):
             # A run of byte tokens that is valid only as a whole: what was a character is undecided until the next one is complete.
@@ -62,13 +73,13 @@ class TextStreamer:
             self._settle()
         elif len(self._open) > LONG_WINDOW:
             self._shorten(len(text))
-        return self._release(piece)
+        return piece
 
-    def finish(self) -> str:
-        """The rest: what was held back, and characters that stayed incomplete."""
+    def finish(self, before: str = "") -> str:
+        """The rest, after ``before`` that was read and not released: what was held back, and characters that stayed incomplete."""
         if self.stop is not None:
             return ""
-        piece = self._release(self._decode(self._context + self._open)[len(self._known) :]) if self._open else ""
+        piece = self.release(before + (self._decode(self._context + self._open)[len(self._known) :] if self._open else ""))
         self._open = []
         if self.stop is None:
             piece, self._held = piece + self._held, ""
@@ -93,10 +104,16 @@ class TextStreamer:
             self._context, self._open = left, right
             self._known = together[: max(len(self._known) - (length - len(together)), 0)]
 
-    def _release(self, text: str) -> str:
-        """``text`` added to what is held; what can no longer become a stop string goes out."""
+    def stops_in(self, text: str) -> bool:
+        """Whether a stop string ends the text if ``text`` is released now."""
+        return any(stop in self._held + text for stop in self._stops)
+
+    def release(self, text: str) -> str:
+        """``text`` that was read, behind what is held -> what can no longer become a stop string. Sets ``stop`` when one is found."""
         if not self._stops:
             return text
+        if self.stop is not None:
+            return ""
         text, self._held = self._held + text, ""
         hits = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if hits:

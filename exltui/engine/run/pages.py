@@ -7,7 +7,7 @@ mean equal beginnings. Pages of finished jobs stay findable until their room is 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -131,6 +131,22 @@ class PageTable:
             if page.users == 0:
                 self._idle[index] = None
                 self._idle.move_to_end(index)
+
+    def problem(self, held: Sequence[int]) -> str:
+        """What contradicts itself, or "". ``held`` are the pages of all sequences, one entry for each sequence that has it."""
+        users = Counter(held)
+        for page in self.pages:
+            if page.users != users[page.index]:
+                return f"page {page.index} counts {page.users} users, {users[page.index]} have it"
+            if (page.users == 0) != (page.index in self._idle):
+                return f"page {page.index} has {page.users} users and is {'' if page.index in self._idle else 'not '}idle"
+            if page.hash is not None and (page.hash != chain(page.previous, page.tokens) or self._full.get(page.hash) != page.index):
+                return f"page {page.index} is not what its hash says"
+            if page.tokens and page.index not in self._partial.get(page.previous, ()):
+                return f"page {page.index} cannot be found"
+        if len(self._full) != sum(page.hash is not None for page in self.pages):
+            return "a hash leads to a page that does not have it"
+        return ""
 
     def clear(self) -> None:
         """Forget the contents of all idle pages."""
