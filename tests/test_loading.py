@@ -191,7 +191,7 @@ def test_a_directory_that_is_no_model(tmp_path: Path, broken: Path) -> None:
         ({"rope_parameters": {"rope_type": "quantum", "rope_theta": 1e4}}, "quantum"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "no factor"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": -5.0}}, "theta -5"),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
         ({"hidden_size": 32}, "config.json says"),
         ({"num_hidden_layers": 5}, r"model.layers.3.self_attn.q_proj and 13 others is missing"),
         ({"vocab_size": 50}, "config.json says"),

@@ -16,7 +16,7 @@ from exltui.text import one_line
 PARTIAL = ".partial"  # the ending of directories that are still being written
 MARKS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 CONTEXT_KEYS = ("max_sequence_length", "model_max_length", "max_position_embeddings", "max_seq_len", "n_positions")
-PLAIN = {"F16": "f16", "BF16": "bf16", "F32": "f32"}
+PLAIN = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F8_E4M3": "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[st
             kinds.add(kind)
             layer_bits += 8 * sum(info.nbytes for part, info in parts.items() if part != "bias")
             layer_weights += weights
-    known = next((kind for kind in ("exl2", "gptq", "f32", "bf16", "f16") if kind in kinds), "")
+    known = next((kind for kind in ("exl2", "gptq", "fp8", "f32", "bf16", "f16") if kind in kinds), "")
     return known, layer_bits / layer_weights if layer_weights else None, parameters
 
 

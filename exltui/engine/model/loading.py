@@ -57,7 +57,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     config = Config.read(directory)
     spec = with_overrides(read_spec(config), options)
     device = resolve_device(options.device)
-    checkpoint = Checkpoint(directory, renames=spec.renames, gptq_v2=_gptq_v2(config))
+    checkpoint = open_checkpoint(directory, config, spec)
     _require_weights(spec, checkpoint)
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
     notes = check_context(spec, context)
@@ -95,12 +95,18 @@ def _stored(weight: AnyWeight) -> int:
     return weight.stored_bytes if isinstance(weight, BlockedWeight) else weight.nbytes
 
 
-def _gptq_v2(config: Config) -> bool:
-    """Whether zero points are stored as GPTQ version 2 does. Raises ModelError for a quantisation that cannot be run."""
+def open_checkpoint(directory: Path, config: Config, spec: ArchSpec) -> Checkpoint:
+    """The tensors under the spec's names. Raises ModelError for a quantisation that cannot be run, CheckpointError for damaged files."""
     method = config.get(str, "quantization_config.quant_method", default="")
-    if method not in ("", "exl2", "gptq"):
-        raise ModelError(f"{config.where}: the quantisation {method!r} cannot be run", "exltui runs EXL2, 4-bit GPTQ, and plain weights")
-    return config.get(str, "quantization_config.checkpoint_format", default="") == "gptq_v2"
+    form = config.get(str, "quantization_config.checkpoint_format", "quantization_config.version", "quantization_config.format", default="")
+    known = method in ("", "exl2", "fp8", "mxfp4")
+    known |= (method, form) in (("gptq", ""), ("gptq", "gptq"), ("gptq", "gptq_v2"), ("awq", ""), ("awq", "gemm"), ("awq", "GEMM"))
+    known |= method == "compressed-tensors" and form in ("float-quantized", "naive-quantized")
+    if not known:
+        shown = f"{method!r} in the form {form!r}" if form else f"{method!r}"
+        hint = "exltui runs EXL2, GPTQ, AWQ (gemm), FP8, MXFP4 and plain weights"
+        raise ModelError(f"{config.where}: the quantisation {shown} cannot be run", hint)
+    return Checkpoint(directory, renames=spec.renames, gptq_v2=form == "gptq_v2", awq=method == "awq")
 
 
 def _require_weights(spec: ArchSpec, checkpoint: Checkpoint) -> None:

@@ -16,12 +16,14 @@ from exltui.engine.model.weights import exl2
 from exltui.engine.model.weights.blocked import BlockedWeight
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.exl2 import Exl2Weight
+from exltui.engine.model.weights.foreign import dense_gptq, from_awq, from_fp8, from_mxfp4
 from exltui.engine.model.weights.gptq import GptqWeight
 from exltui.engine.ops.cuda_layout import Packed
 from exltui.errors import CheckpointError, ModelError
 
 DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I16": torch.int16, "I32": torch.int32,
+    "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 FORMATS: dict[str, tuple[str, ...]] = {  # the tensor by which a format is known, and all that it must have
     "q_weight": tuple(exl2.PARTS),
@@ -36,8 +38,9 @@ AnyWeight = FileWeight | BlockedWeight | Packed  # as it lies in the file, or in
 class Checkpoint:
     """All tensors of a model directory. Nothing is read before it is used, and then by the page."""
 
-    def __init__(self, directory: Path, *, renames: tuple[tuple[str, str], ...] = (), gptq_v2: bool = False) -> None:
-        """``renames``: patterns and replacements, from the files' names to those of the spec; ``gptq_v2``: how zero points are stored.
+    def __init__(self, directory: Path, *, renames: tuple[tuple[str, str], ...] = (), gptq_v2: bool = False, awq: bool = False) -> None:
+        """``renames``: patterns and replacements, from the files' names to those of the spec; ``gptq_v2``: how GPTQ's zero points are
+        stored; ``awq``: tensors with GPTQ's names are AWQ's.
 
         Raises CheckpointError for a file that cannot be believed.
         """
@@ -51,6 +54,7 @@ class Checkpoint:
             self.infos[known] = info
         self.where = directory.name
         self.gptq_v2 = gptq_v2
+        self.awq = awq
         self.used: set[str] = set()
         self.on_use: Callable[[Tensor], None] | None = None  # sees every tensor before it is used; may raise to stop
         self._maps: dict[Path, mmap.mmap] = {}
@@ -124,7 +128,10 @@ class Checkpoint:
 
     def has_linear(self, linear: LinearSpec) -> bool:
         """Whether ``linear`` is there, under its own name or as a part of another tensor."""
-        return self.has_weight(linear.name) or (linear.part is not None and (self.has_weight(linear.part.name) or linear.part.name in self))
+        return self.has_weight(linear.name) or (linear.part is not None and self._holds(linear.part))
+
+    def _holds(self, part: Part) -> bool:
+        return self.has_weight(part.name) or part.name in self or f"{part.name}_blocks" in self
 
     def weight(self, linear: LinearSpec, *, padded: bool = False) -> FileWeight:
         """The linear layer: EXL2, GPTQ or plain, decided by which tensors are there.
@@ -134,10 +141,10 @@ class Checkpoint:
         name, n, k, part = linear.name, linear.n, linear.k, linear.part
         quantised = any(f"{name}.{first}" in self for first in ("q_weight", "qweight"))
         try:
-            if part is not None and not quantised and (self.has_weight(part.name) or part.name in self):
-                weight = self._part(part)
+            if part is not None and not quantised and self._holds(part):
+                weight = self._part(part, k)
             else:
-                weight = read_weight(self._parts(name), gptq_v2=self.gptq_v2)
+                weight = self._whole(name, k)
         except ModelError as error:
             raise ModelError(f"{self.where}: {name}: {error}", error.hint) from error
         fits = weight.shape == (n, k) or (padded and weight.shape == (-(-n // 32) * 32, k))
@@ -149,23 +156,40 @@ class Checkpoint:
             )
         return weight
 
-    def _part(self, part: Part) -> FileWeight:
+    def _whole(self, name: str, k: int) -> FileWeight:
+        """The weight under its own name. GPTQ's bits follow from ``k``."""
+        parts = self._parts(name)
+        if "qweight" in parts and self.awq:
+            return from_awq(parts)
+        if "qweight" in parts and parts["qweight"].dim() == 2 and (bits := parts["qweight"].shape[0] * 32 // k) in (2, 3, 8):
+            return dense_gptq(parts, bits, v2=self.gptq_v2)
+        return read_weight(parts, gptq_v2=self.gptq_v2)
+
+    def _part(self, part: Part, k: int) -> FileWeight:
         """The rows of another tensor that ``part`` names."""
-        if f"{part.name}.qweight" in self:
-            whole = read_weight(self._parts(part.name), gptq_v2=self.gptq_v2)
-            assert isinstance(whole, GptqWeight)
-            return whole.take(take_rows(torch.arange(whole.shape[0]), part))
-        name = f"{part.name}.weight" if f"{part.name}.weight" in self else part.name
         bias = next((self.tensor(b) for b in (f"{part.name}.bias", f"{part.name}_bias") if b in self), None)
-        weight = take_rows(_of_expert(self.tensor(name), part, 2), part)
-        return read_weight(
-            {"weight": weight} if bias is None else {"weight": weight, "bias": take_rows(_of_expert(bias, part, 1), part).float()}
-        )
+        if bias is not None:
+            bias = take_rows(_of_expert(bias, part, 1), part).float()
+        if f"{part.name}.qweight" in self:
+            whole = self._whole(part.name, k)
+            if isinstance(whole, GptqWeight):
+                return whole.take(take_rows(torch.arange(whole.shape[0]), part))
+            return DenseWeight(take_rows(whole.dense(), part), bias)
+        if f"{part.name}_blocks" in self:
+            blocks, scales = (self.tensor(f"{part.name}_{suffix}")[part.expert] for suffix in ("blocks", "scales"))
+            return DenseWeight(take_rows(from_mxfp4(blocks, scales), part), bias)
+        name = f"{part.name}.weight" if f"{part.name}.weight" in self else part.name
+        tensor = self._parts(part.name)["weight"] if name.endswith(".weight") else self.tensor(name)
+        parts = {"weight": take_rows(_of_expert(tensor, part, 2), part)}
+        return read_weight(parts if bias is None else {**parts, "bias": bias})
 
     def _parts(self, name: str) -> dict[str, Tensor]:
         """The tensors of the layer ``name`` by their suffix: those that its format needs, and those that it may have."""
         needed = next((parts for first, parts in FORMATS.items() if f"{name}.{first}" in self), FORMATS["weight"])
         parts = {part: self.tensor(f"{name}.{part}") for part in needed}
+        if "weight" in parts and parts["weight"].dtype == torch.float8_e4m3fn:
+            scale = next((self.tensor(s) for s in (f"{name}.weight_scale_inv", f"{name}.weight_scale") if s in self), torch.ones(1))
+            parts["weight"] = from_fp8(parts["weight"], scale)
         if "qweight" in parts and f"{name}.g_idx" in self:
             parts["g_idx"] = self.tensor(f"{name}.g_idx")
         if f"{name}.bias" in self:

@@ -39,16 +39,9 @@ class GptqWeight:
         if not groups or tuple(qzeros.shape) != (groups, n // 8) or scales.shape[1] != n or k % 32 or n % 32:
             sizes = f"qweight {tuple(qweight.shape)}, qzeros {tuple(qzeros.shape)}, scales {tuple(scales.shape)}"
             raise ModelError(f"these do not fit each other: {sizes}", "only 4-bit GPTQ can be read")
-        g_idx = tensors.get("g_idx")
-        if g_idx is None or not bool(g_idx.any()):
-            size = 1
-            while size * groups < k:
-                size *= 2
-            g_idx = torch.arange(k, dtype=torch.int32) // size
-        if g_idx.shape != (k,) or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
-            raise ModelError(f"g_idx names groups outside 0 to {groups - 1}", "download the model again")
+        g_idx = groups_of(tensors.get("g_idx"), k, groups)
         bias = tensors.get("bias")
-        return GptqWeight(qweight, qzeros, scales, g_idx.to(torch.int32), v2, bias if bias is not None and bool(bias.any()) else None)
+        return GptqWeight(qweight, qzeros, scales, g_idx, v2, bias if bias is not None and bool(bias.any()) else None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,3 +87,15 @@ class GptqWeight:
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
         weight = replace(self, **parts, bias=bias)
         return pack_gptq(weight) or DenseWeight(weight.dense(), bias).prepare(device)
+
+
+def groups_of(g_idx: Tensor | None, k: int, groups: int) -> Tensor:
+    """The group of each of ``k`` rows, i32. None or all zeros means equal groups in order, of a power of two rows. Raises ModelError."""
+    if g_idx is None or not bool(g_idx.any()):
+        size = 1
+        while size * groups < k:
+            size *= 2
+        g_idx = torch.arange(k, dtype=torch.int32) // size
+    if g_idx.shape != (k,) or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+        raise ModelError(f"g_idx names groups outside 0 to {groups - 1}", "download the model again")
+    return g_idx.to(torch.int32)
