@@ -217,6 +217,11 @@ def test_eval_logits(capsys: pytest.CaptureFixture[str], starter_model: Path, tm
         logits = file["logits"]
     assert logits.dtype == np.float32 and logits.shape == (5, 49152)
     assert logits[-1].argmax() == 7042  # " Paris"
+    # Nothing is rounded unless a flag asks for it: an evaluation speaks of the file.
+    for flags, same in ((["--load-f16", "--activations", "fp32"], True), (["--load-q4"], False)):
+        run(capsys, "eval", "logits", "-m", starter_model, "--ids", tmp_path / "ids.json", "--out", out, *flags)
+        with np.load(out) as file:
+            assert np.array_equal(file["logits"], logits) is same
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def run_logits(options: argparse.Namespace) -> int:
     """Write the logits after each token of --ids to --out."""
     ids = read_ids(options.ids)
-    directory, load = model_path(options), load_options(options)
+    directory, load = model_path(options), _exact(load_options(options))
     import numpy as np
 
     from exltui.engine.evaluate.logits import logits
@@ -55,7 +56,7 @@ def run_logits(options: argparse.Namespace) -> int:
 
 def run_perplexity(options: argparse.Namespace) -> int:
     """Print the perplexity of a text or of token ids."""
-    directory, load = model_path(options), load_options(options)
+    directory, load = model_path(options), _exact(load_options(options))
     if options.ids:
         ids = read_ids(options.ids)
     else:
@@ -85,6 +86,11 @@ def run_perplexity(options: argparse.Namespace) -> int:
     else:
         print(f"perplexity {result.perplexity:.4f} ({result.tokens:,} tokens in {result.windows} windows, {seconds:.1f} s)")
     return 0
+
+
+def _exact(load: LoadOptions) -> LoadOptions:
+    """An evaluation speaks of the file: what loading for speed rounds is rounded only where a flag asks for it."""
+    return dataclasses.replace(load, load_as=load.load_as or "f16", activations=load.activations or "fp32")
 
 
 def _load(directory: Path, load: LoadOptions, line: ProgressLine) -> Model:
