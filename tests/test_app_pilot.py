@@ -164,7 +164,9 @@ async def test_a_prompt_that_is_too_long_fails_with_its_numbers_and_stays():
         await stage.say(pilot, "a very long text")
         entry = stage.app.dialogue.entries()[-1]
         assert entry.state == "failed"
-        assert "9,000" in entry.hint
+        assert entry.hint == "the last message is 9,000 tokens long; the context holds 8,192\nshorten it"
+        rows = [stage.app.main.talk.render_line(y).text.strip() for y in range(stage.app.main.talk.size.height)]
+        assert "┃ shorten it" in rows, "what to do stands on a line of its own"
         assert stage.texts[0] == ("user", "a very long text")
 
 

@@ -268,7 +268,7 @@ class Dialogue:
         self._work(
             lambda: self._preparer.prepare(order),
             lambda prepared: self._submit(writing, prepared),
-            lambda error: self._end(writing, "failed", note=" ".join(part for part in (str(error), error.hint) if part)),
+            lambda error: self._end(writing, "failed", note=f"{error}\n{error.hint}".strip()),
         )
 
     def _submit(self, writing: Writing, prepared: Prepared) -> None:
@@ -329,7 +329,7 @@ class Dialogue:
             note = "The context is full: the reply ends here." if reason == "context_full" else ""
             self._end(writing, "stopped" if reason == "cancelled" else "done", event.stats, note)
         else:
-            self._end(writing, "failed", note=" ".join(part for part in (event.error, event.hint) if part))
+            self._end(writing, "failed", note=f"{event.error}\n{event.hint}".strip())
 
     def _grow(self, writing: Writing, text: str, tokens: int) -> None:
         """Text has come: save and show it, and count what of it is thought."""

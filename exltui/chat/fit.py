@@ -104,5 +104,5 @@ def _too_long(tokens: int, context: int, reserve: int, company: bool) -> Context
     what = "the last message with the system prompt and what is pinned" if company else "the last message"
     return ContextError(
         f"{what} is {tokens:,} tokens long; the context holds {context:,}, of which {reserve:,} are kept for the reply",
-        "shorten it, or load the model with a longer context",
+        "edit or drop that message, or load the model with a longer context",
     )

@@ -187,7 +187,8 @@ class Item:
         if not entry.hint or entry.state not in ("failed", "stopped"):
             return []
         look = "error" if entry.state == "failed" else "hint"
-        lines = card(visible(entry.hint), "", self._text_width, palette, look)
+        sentence, _, way_out = visible(entry.hint).partition("\n")
+        lines = card(sentence, way_out, self._text_width, palette, look)
         return [*([_BLANK] if self._body.height else []), *(line.behind((spaces(indent(self._width)),)) for line in lines)]
 
 
