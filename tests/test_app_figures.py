@@ -95,6 +95,17 @@ def test_a_job_is_followed_from_submit_to_done():
     assert observed.job.prefill_rate == 80
 
 
+def test_a_prompt_that_was_stopped_counts_as_far_as_it_was_read():
+    observed = Observed(Clock())
+    observed.sent(protocol.Submit(job_spec("a")))
+    observed.apply(protocol.Queued("a", 1000))
+    observed.apply(protocol.Prefill("a", 300, 1000, 100))
+    stats = dataclasses.replace(STATS, stop_reason="cancelled", prompt_tokens=1000, cached_tokens=100, new_tokens=0)
+    observed.apply(protocol.Done("a", stats, ()))
+    assert observed.job.context_used == 300
+    assert observed.job.prefill_rate == 400
+
+
 def test_a_failed_job_is_no_longer_running():
     observed = Observed(Clock())
     observed.sent(protocol.Submit(job_spec("a")))

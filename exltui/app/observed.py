@@ -32,14 +32,19 @@ class JobFigures:
     def context_used(self) -> int | None:
         """Tokens of this conversation in the cache, as far as the engine has said."""
         if self.stats is not None:
-            return self.stats.prompt_tokens + self.stats.new_tokens
+            return self._read + self.stats.new_tokens
         return None if self.prompt_tokens is None else max(self.prefilled, self.cached or 0) + self.new_tokens
+
+    @property
+    def _read(self) -> int:
+        """Tokens of a finished job's prompt that are in the cache: not all of them if it was stopped on the way."""
+        return self.stats.prompt_tokens if self.stats is not None and self.stats.new_tokens else self.prefilled
 
     @property
     def prefill_rate(self) -> float | None:
         if self.stats is None or not self.stats.prefill_seconds:
             return None
-        return (self.stats.prompt_tokens - self.stats.cached_tokens) / self.stats.prefill_seconds
+        return max(0, self._read - self.stats.cached_tokens) / self.stats.prefill_seconds or None
 
     @property
     def decode_rate(self) -> float | None:

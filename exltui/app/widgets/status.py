@@ -34,7 +34,7 @@ def pieces(observed: Observed, *, narrow: bool) -> list[Piece]:
     if loaded is None:
         state = "no model" if observed.host else "engine starting"
         return [Piece(9, Content.styled(state, "$text-muted"))]
-    used = job.context_used if job else 0
+    used = job.context_used if job else None  # of a chat that was opened again the engine knows nothing yet
     total = loaded.context
     found = [Piece(7, Content(one_line(loaded.name, 24)))] if narrow else []
     fraction = (used or 0) / total if total else None
