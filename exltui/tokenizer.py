@@ -103,6 +103,12 @@ class Tokenizer:
     def id(self, piece: str) -> int | None:
         return self._inner.token_to_id(piece)
 
+    @property
+    def special_pieces(self) -> list[str]:
+        """The special tokens as they are spelt, by id."""
+        added = self._inner.get_added_tokens_decoder()
+        return [token.content for _, token in sorted(added.items()) if token.special]
+
     def count(self, text: str) -> int:
         """Tokens of ``text``, special tokens recognised."""
         return len(self.encode(text))
@@ -147,7 +153,8 @@ class Tokenizer:
 
 def _refuse(directory: Path) -> None:
     if (directory / "tokenizer.model").exists():
-        hint = "open it once with transformers' AutoTokenizer and save_pretrained, which writes tokenizer.json"
+        code = f"from transformers import AutoTokenizer as T; T.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+        hint = f'python -c "{code}" writes tokenizer.json (pip install transformers sentencepiece)'
         raise ModelError(f"{directory.name}: there is a SentencePiece tokenizer.model but no tokenizer.json", hint)
     raise ModelError(f"{directory.name}: there is no tokenizer.json", "download the model again; the file belongs to it")
 

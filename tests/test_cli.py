@@ -279,6 +279,11 @@ def test_models_dir_counts_before_and_after_the_command(capsys: pytest.CaptureFi
 def test_models_info(capsys: pytest.CaptureFixture[str], starter_model: Path, tmp_path: Path) -> None:
     status, out, _ = run(capsys, "models", "info", starter_model)
     assert status == 0 and "134,515,008" in out and "LlamaForCausalLM" in out
+    assert "30 layers of 576, 9 query and 3 key/value heads of 64" in out and "RoPE over 64, theta 100,000, in 30 layers" in out
+    assert "<|im_end|> (2)" in out and "attention 16, mlp 16" in out
+    details = one_object(run(capsys, "models", "info", starter_model, "--json")[1])["details"]
+    assert details["refused"] == [] and details["bits"] == {"embedding": 16.0, "attention": 16.0, "mlp": 16.0}
+    assert 2 in [token["id"] for token in details["eos"]] and "<|im_start|>" in details["special"] and details["template"]
     bad = write_model(tmp_path / "bad", {"config.json": b"{}"})
     status, out, err = run(capsys, "models", "info", bad)
     assert status == 1 and "there is no tokenizer.json" in err and "models rm" not in err

@@ -101,16 +101,19 @@ def _fetch(name: str, folder: Path, line: ProgressLine, stopped: threading.Event
 def info(options: argparse.Namespace) -> int:
     """All that is known about one model without loading it."""
     folders = model_folders(options)
+    from exltui.engine.model.inspect import inspect
+
     model = read_model(resolve(options.name, folders))
+    more = inspect(model.path)
     if options.json:
-        print_json(describe(model))
+        print_json({**describe(model), "details": more})
     if model.problem:
         ours = model.path.parent in folders
         raise ModelError(
             model.problem, f"exltui models rm {model.name} removes it; then get it again" if ours else "is it a model's directory?"
         )
     if options.json:
-        return 0
+        return 0 if not more["refused"] else 1
     rows = {
         "name": one_line(model.name),
         "path": one_line(str(model.path)),
@@ -120,10 +123,50 @@ def info(options: argparse.Namespace) -> int:
         "size": size(model.size),
         "context": f"{model.context:,} tokens" if model.context else "-",
         "chat template": "yes" if model.has_template else "no: a format is chosen by its vocabulary",
+        **_details(more),
     }
     for key, value in rows.items():
         print(f"{key:<14} {value}")
+    if more["refused"]:
+        raise ModelError(f"{model.name} cannot be run: {one_line(more['refused'][0])}")
     return 0
+
+
+def _details(more: dict[str, Any]) -> dict[str, str]:
+    """Rows for people of what ``inspect`` found."""
+    rows = {}
+    if "layers" in more:
+        heads = ", ".join(f"{h} query and {g} key/value heads of {d}" for h, g, d in more["heads"])
+        rows["shape"] = f"{more['layers']} layers of {more['hidden']:,}, {heads}, vocabulary {more['vocabulary']:,}"
+    if "experts" in more:
+        experts = more["experts"]
+        shared = " and one that all take" if experts["shared"] else ""
+        rows["experts"] = f"{experts['experts']} in each of {experts['layers']} layers, {experts['of a token']} a token{shared}"
+    if "bits" in more:
+        rows["bits"] = ", ".join(f"{kind} {bits:g}" for kind, bits in more["bits"].items())
+    for index, rope in enumerate(more.get("rope", [])):
+        rows["positions" if not index else f"positions {index + 1}"] = _positions(rope)
+    if "windows" in more:
+        rows["windows"] = ", ".join(
+            f"{count} layers {int(w):,}" if int(w) else f"{count} layers all" for w, count in more["windows"].items()
+        )
+    if "eos" in more:
+        rows["ends at"] = ", ".join(f"{one_line(token['piece'])} ({token['id']})" for token in more["eos"]) or "-"
+        bos = more["bos"]
+        rows["begins with"] = f"{one_line(bos['piece'])} ({bos['id']}){'' if more['adds_bos'] else ', not by itself'}" if bos else "-"
+        shown = more["special"][:12]
+        rest = f" and {len(more['special']) - 12} more" if len(more["special"]) > 12 else ""
+        rows["special"] = one_line(" ".join(shown)) + rest
+    return rows
+
+
+def _positions(rope: dict[str, Any]) -> str:
+    if rope["kind"] == "none":
+        return f"none from RoPE in {rope['layers']} layers"
+    scaling = rope.get("scaling")
+    values = {key: value for key, value in scaling.items() if key != "kind" and not isinstance(value, (list, tuple))} if scaling else {}
+    stretched = f", {scaling['kind']} ({', '.join(f'{key} {value}' for key, value in values.items())})" if scaling else ""
+    return f"RoPE over {rope['width']}, theta {rope['theta']:,g}{stretched}, in {rope['layers']} layers"
 
 
 def remove(options: argparse.Namespace) -> int:

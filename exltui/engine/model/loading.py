@@ -58,7 +58,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     spec = with_overrides(read_spec(config), options)
     device = resolve_device(options.device)
     checkpoint = open_checkpoint(directory, config, spec)
-    _require_weights(spec, checkpoint)
+    require_weights(spec, checkpoint)
     context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
     notes = check_context(spec, context)
     ops = bind(device)
@@ -109,7 +109,7 @@ def open_checkpoint(directory: Path, config: Config, spec: ArchSpec) -> Checkpoi
     return Checkpoint(directory, renames=spec.renames, gptq_v2=form == "gptq_v2", awq=method == "awq")
 
 
-def _require_weights(spec: ArchSpec, checkpoint: Checkpoint) -> None:
+def require_weights(spec: ArchSpec, checkpoint: Checkpoint) -> None:
     """Raise ModelError if a layer has no weight: better now than after reading the ones before it."""
     linears = [LinearSpec(spec.embedding, spec.vocab, spec.hidden), *(linear for group in spec.linears() for linear in group)]
     missing = [linear.name for linear in linears if not checkpoint.has_linear(linear) and not (linear.name == spec.head and spec.tied)]
