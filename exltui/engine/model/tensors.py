@@ -205,7 +205,8 @@ def read_weight(parts: dict[str, Tensor], *, gptq_v2: bool = False) -> FileWeigh
         return GptqWeight.read(parts, v2=gptq_v2)
     plain = parts["weight"]
     if plain.dim() != 2 or not plain.dtype.is_floating_point:
-        raise ModelError(f"the weight is {plain.dtype} of shape {tuple(plain.shape)}, not a matrix", "it cannot be run")
+        sentence = f"the weight has {str(plain.dtype).removeprefix('torch.')} numbers in shape {tuple(plain.shape)}, not a matrix of floats"
+        raise ModelError(sentence, "look for a version of the model in F16, BF16, EXL2 or GPTQ")
     return DenseWeight(plain, parts.get("bias"))
 
 
