@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -337,12 +336,11 @@ def test_the_app_needs_a_terminal() -> None:
 def test_help_and_version_are_quick_and_import_nothing_heavy() -> None:
     code = "import sys, exltui.cli.parser as p; p.build_parser(); print(*{'torch', 'textual', 'numpy', 'tokenizers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        assert exltui("--help").returncode == 0
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.3  # the budget; the fastest of three, since the machine may be busy
+    before = os.times()
+    assert exltui("--help").returncode == 0
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 0.6, "seconds of processor time, not of the clock: the machine may be busy"
     assert exltui("--version").stdout.startswith(b"exltui 0.")
 
 
