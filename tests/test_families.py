@@ -136,6 +136,20 @@ def test_a_family_computes_what_transformers_computes(name: str, tmp_path: Path)
     check(model, reference)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    """f16 weights, activations and cache: a prompt, and what kernels for few rows take."""
+    family, changes = CASES[name]
+    reference = make(family, tmp_path, **changes)
+    model = load(tmp_path, device="cuda:0")
+    ids = tokens(262)
+    runner = Runner(model, KVCache(model.spec, 2, (16, 16), model.device))
+    parts = [run(runner, Sequence(ids[a:b], a, [1, 0], "all")) for a, b in ((0, 250), (250, 254), (254, 255), (255, 262))]
+    error = nmse(torch.cat(parts).cpu(), reference_logits(reference, ids))
+    assert error < 2e-5, f"NMSE {error:.1e}"
+
+
 # ── families that transformers does not have, made of ones that it has ───────────────────────────────────────────────────────────
 
 
@@ -260,6 +274,29 @@ def test_the_text_part_of_a_gemma3_that_sees(names: list[tuple[str, str]], tmp_p
     check(load(tmp_path), reference)
 
 
+SMALL = {"num_hidden_layers": 1, "intermediate_size": 16, "image_size": 28, "patch_size": 14}
+PIXTRAL = {"model_type": "pixtral", "hidden_size": 16, "num_attention_heads": 2, **SMALL}
+MISTRAL = {
+    "text_config": {"model_type": "mistral", "sliding_window": None}, "vision_config": PIXTRAL, "image_token_index": 60,
+}  # fmt: skip
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}, "head_dim": 16}
+VISION = {"depth": 1, "num_heads": 2, "patch_size": 14}
+SEEING: dict[str, dict[str, Any]] = {
+    "Llava": MISTRAL,
+    "Mistral3": MISTRAL,
+    "Qwen2VL": {"text_config": MROPE, "vision_config": {**VISION, "embed_dim": 16, "hidden_size": 64}},
+    "Qwen2_5_VL": {"text_config": MROPE, "vision_config": {**VISION, "hidden_size": 16, "out_hidden_size": 64}},
+}
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_the_text_part_of_others_that_see(family: str, tmp_path: Path) -> None:
+    parts = SEEING[family]
+    text = {**{key: value for key, value in SHAPE.items() if not key.startswith("tie")}, **parts["text_config"]}
+    reference = make(family, tmp_path, **{**dict.fromkeys(SHAPE, ...), **parts, "text_config": text, "tie_word_embeddings": False})
+    check(load(tmp_path), reference)
+
+
 @pytest.mark.parametrize("name", ["phi3", "glm4", "gpt2", "dbrx", "gpt-oss", "qwen2-moe-some-dense"])
 def test_a_family_as_exl2_has_every_layer_under_its_own_name(name: str, tmp_path: Path) -> None:
     """Fused and stacked tensors come apart when a model is converted; 8 bits are close to what they were."""
@@ -278,4 +315,5 @@ def test_every_family_has_a_case() -> None:
     others = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}  # test_parity.py
     known = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
     covered = {known.get(family, f"{family}ForCausalLM") for family, _ in CASES.values()}
-    assert covered | ours | others | {"Gemma3ForConditionalGeneration"} == set(FAMILIES)
+    seeing = {f"{family}ForConditionalGeneration" for family in ("Gemma3", *SEEING)}
+    assert covered | ours | others | seeing == set(FAMILIES)

@@ -42,7 +42,7 @@ def make(
     config = getattr(transformers, f"{family}Config")(**{k: v for k, v in {**SHAPE, **changes}.items() if v is not ...})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    ending = {"GPT2": "LMHeadModel", "Gemma3": "ForConditionalGeneration"}.get(family, "ForCausalLM")
+    ending = "LMHeadModel" if family == "GPT2" else "ForConditionalGeneration" if "vision_config" in changes else "ForCausalLM"
     model = getattr(transformers, f"{family.removesuffix('Text')}{ending}")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -18,6 +18,8 @@ from exltui.engine.model.families.llama import (
     read_orion,
     read_qwen2,
     read_qwen3,
+    read_seeing_mistral,
+    read_seeing_qwen2,
     read_smollm3,
     read_yi,
 )  # fmt: skip
@@ -64,6 +66,10 @@ FAMILIES: dict[str, Callable[[Config], ArchSpec]] = {
     "Ernie4_5_MoeForCausalLM": read_ernie_moe,
     "SeedOssForCausalLM": read_llama,
     "GptOssForCausalLM": read_gpt_oss,
+    "LlavaForConditionalGeneration": read_seeing_mistral,
+    "Mistral3ForConditionalGeneration": read_seeing_mistral,
+    "Qwen2VLForConditionalGeneration": read_seeing_qwen2,
+    "Qwen2_5_VLForConditionalGeneration": read_seeing_qwen2,
 }
 
 

@@ -19,6 +19,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
 MAX_LAYERS, MAX_EXPERTS = 10_000, 4096
+# In files of classes that also see, the language model's names have a prefix, before or after "model.".
+TEXT_PART = ((r"^language_model\.lm_head\.", "lm_head."), (r"^(model\.)?language_model\.(model\.)?", "model."))
 
 
 def impossible(config: Config, what: str) -> ModelError:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from exltui.engine.model.config import Config
 from exltui.engine.model.families.common import (
+    TEXT_PART,
     attend_with,
     each_layer,
     layer_kinds,
@@ -18,9 +19,6 @@ from exltui.engine.model.families.common import (
 from exltui.engine.model.families.llama import with_head_norms
 from exltui.engine.model.families.rope import read_local_rope, read_rope
 from exltui.engine.model.spec import ArchSpec
-
-# In a file of the class that also sees, the language model's names have a prefix, before or after "model.".
-TEXT_PART = ((r"^language_model\.lm_head\.", "lm_head."), (r"^(model\.)?language_model\.(model\.)?", "model."))
 
 
 def read_gemma(config: Config) -> ArchSpec:

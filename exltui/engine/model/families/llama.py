@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exltui.engine.model.config import Config
-from exltui.engine.model.families.common import attend_with, each_layer, impossible, read_attention, read_base, windowed
+from exltui.engine.model.families.common import TEXT_PART, attend_with, each_layer, impossible, read_attention, read_base, windowed
 from exltui.engine.model.spec import ArchSpec
 
 
@@ -17,6 +17,20 @@ def read_llama(config: Config) -> ArchSpec:
 def read_mistral(config: Config) -> ArchSpec:
     """Llama with a sliding window on every layer, if the config names one."""
     return windowed(config, read_llama(config), lambda i: True)
+
+
+def read_seeing_mistral(config: Config) -> ArchSpec:
+    """The text part of Pixtral, Mistral 3 and LLaVA; what their text_config leaves out is Mistral's own."""
+    config = config.under(
+        tie_word_embeddings=True, vocab_size=32_000, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-6, max_position_embeddings=131_072,
+    )  # fmt: skip
+    return replace(read_mistral(config), renames=TEXT_PART)
+
+
+def read_seeing_qwen2(config: Config) -> ArchSpec:
+    """The text part of Qwen2-VL and Qwen2.5-VL: M-RoPE, whose three positions are the same for text."""
+    return replace(read_qwen2(config.under(tie_word_embeddings=True)), renames=TEXT_PART)
 
 
 def read_qwen2(config: Config) -> ArchSpec:
