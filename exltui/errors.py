@@ -35,6 +35,10 @@ class SamplingError(ExltuiError):
     """A sampler setting is outside its range."""
 
 
+class GrammarError(ExltuiError):
+    """A JSON schema, regular expression or grammar cannot be followed."""
+
+
 class TemplateError(ExltuiError):
     """A chat template is missing, does not compile, or refuses the conversation."""
 

@@ -28,6 +28,8 @@ class LoadOptions:
     rope_alpha: float | None = None  # NTK alpha
     rope_yarn: float | None = None  # YaRN factor, from the trained context on
     load_as: str | None = None  # plain weights on the CPU: "q4", "q8", "f16" (as they are); None: q4 where nothing is lost
+    draft_model: str | None = None  # directory of a small model with the same vocabulary, which guesses ahead
+    ngram_draft: bool = False  # guess from what the text had before
     activations: str | None = None  # of quantised weights on the CPU: "int8", "fp32"; None: int8
     lora: tuple[str, ...] = ()  # adapters to load with the model: "DIR" or "DIR:SCALE"
 
@@ -103,6 +105,10 @@ class JobSpec:
     scores: bool = False  # a Scores event for each token
     top_tokens: int = 0  # with that many of the likeliest tokens in it
     logits: bool = False  # and with the model's logits
+    json_schema: str | None = None  # the reply is JSON that this schema, as JSON, allows
+    regex: str | None = None  # or it matches this
+    choices: tuple[str, ...] = ()  # or it is one of these
+    grammar: str | None = None  # or it follows this Lark or GBNF grammar
     draft: bool = True  # speculate, where the model was loaded with a way to
 
 

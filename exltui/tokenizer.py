@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Tokenizer:
             raise ModelError(f"{path}: cannot be read as a tokenizer: {error}", "download the file again") from error
         self._config = _read_json(directory / "tokenizer_config.json")
         self._ids_with: dict[str, frozenset[int]] = {}
+        self._grammar_words: Any = None
         self.bos_id = self._named("bos_token")
         self.eos_ids = frozenset(self._eos_ids())
 
@@ -99,6 +101,16 @@ class Tokenizer:
             wanted = set(characters)
             self._ids_with[characters] = self.special_ids | {i for i, text in enumerate(self.texts) if not wanted.isdisjoint(text)}
         return self._ids_with[characters]
+
+    def grammar_words(self, build: Callable[[], Any]) -> Any:
+        """What ``build`` made of this vocabulary for grammars, made once: it takes a second for a large one."""
+        if self._grammar_words is None:
+            self._grammar_words = build()
+        return self._grammar_words
+
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether both give every piece of text the same id."""
+        return bool(self._inner.get_vocab(with_added_tokens=True) == other._inner.get_vocab(with_added_tokens=True))
 
     def id(self, piece: str) -> int | None:
         return self._inner.token_to_id(piece)

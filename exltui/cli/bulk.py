@@ -30,8 +30,18 @@ AHEAD = 64  # jobs that are submitted before they can run, so that the batch is 
 REPORT = 1.0  # seconds between two progress lines on a terminal
 QUIET_REPORT = 30.0
 SAMPLING_KEYS = {each.name for each in dataclasses.fields(Sampling)}
-LIST_KEYS = {"stop_strings", "stop_token_ids", "banned_strings", "banned_tokens", "allowed_tokens"}
-JOB_KEYS = {"max_new_tokens", "min_new_tokens", "negative_prompt", "token_healing", "add_bos", *LIST_KEYS}
+LIST_KEYS = {"stop_strings", "stop_token_ids", "banned_strings", "banned_tokens", "allowed_tokens", "choices"}
+JOB_KEYS = {
+    "max_new_tokens",
+    "min_new_tokens",
+    "negative_prompt",
+    "token_healing",
+    "add_bos",
+    "json_schema",
+    "regex",
+    "grammar",
+    *LIST_KEYS,
+}
 OWN_KEYS = {"prompt", "ids", "id", "sampling"}
 
 

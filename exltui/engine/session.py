@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from exltui.engine.generate.drafts import Drafter, ModelDrafter, NgramDrafter, stretch
 from exltui.engine.generate.generator import Generator
 from exltui.engine.generate.room import pages_for
 from exltui.engine.model.loading import load_model, resolve_device
@@ -77,4 +78,27 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     cache = KVCache(model.spec, pages_for(model.context), bits, device)
     runner = Runner(model, cache)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
-    return Session(runner, Generator(runner, tokenizer, model.context, chunk), tokenizer, problem)
+    drafter = _drafter(options, tokenizer, runner, progress, cancelled)
+    return Session(runner, Generator(runner, tokenizer, model.context, chunk, drafter), tokenizer, problem)
+
+
+def _drafter(
+    options: LoadOptions, tokenizer: Tokenizer, runner: Runner, progress: Progress, cancelled: Callable[[], bool]
+) -> Drafter | None:
+    """What guesses ahead, if anything: a draft model with a cache of as many pages, or n-grams. Raises an ExltuiError."""
+    if options.draft_model is None:
+        return NgramDrafter() if options.ngram_draft else None
+    if options.ngram_draft:
+        raise ModelError("a draft model and n-gram drafts exclude each other", "ask for one of them")
+    directory = Path(options.draft_model).expanduser()
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: there is no such directory", "--draft-model takes the directory of a model")
+    if not tokenizer.same_ids(Tokenizer(directory)):
+        raise ModelError(f"{directory.name} has another vocabulary", "a draft model must have the same tokenizer as the model")
+    model = runner.model
+    given = replace(options, length=model.context, rope_scale=None, rope_alpha=None, rope_yarn=None)
+    draft = load_model(directory, given, progress, cancelled)
+    alpha = stretch(draft.spec.trained_context, model.context)
+    if alpha is not None:
+        draft = load_model(directory, replace(given, rope_alpha=alpha), progress, cancelled)
+    return ModelDrafter(Runner(draft, KVCache(draft.spec, runner.cache.pages, (16, 16), model.device)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from exltui.engine.generate.constraint import constraint
 from exltui.engine.generate.guard import Guard
 from exltui.engine.generate.job import Job
 from exltui.engine.generate.room import Track
@@ -45,6 +46,7 @@ def prepare(spec: JobSpec, tokenizer: Tokenizer, vocabulary: int, context: int) 
         guide=guide,
         guard=Guard(spec.banned_strings) if any(spec.banned_strings) else None,
         healing=healing,
+        constraint=constraint(spec, tokenizer, width),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from exltui.engine.generate import admission
+from exltui.engine.generate.drafts import Drafter, ModelDrafter
 from exltui.engine.generate.job import Job
 from exltui.engine.generate.room import Room, Track, common
 from exltui.engine.generate.scores import scores
@@ -49,13 +50,14 @@ class Generator:
     ``tokens_read`` and ``tokens_drawn`` count all that went through: prompt tokens computed, reply tokens sampled.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, context: int, chunk: int) -> None:
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, context: int, chunk: int, drafter: Drafter | None = None) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
         self.context = min(context, runner.cache.pages * PAGE)
         self.chunk = chunk
         self.table = PageTable(runner.cache.pages)
-        self.room = Room(self.table, [runner.cache])
+        self.drafter = drafter
+        self.room = Room(self.table, [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])])
         self.tokens_read = 0
         self.tokens_drawn = 0
         self._arrivals = 0
@@ -124,11 +126,14 @@ class Generator:
     def advance(self) -> list[Event]:
         """One step -> what happened. Returns at once when there is nothing to do."""
         events = self._admit()
+        self._guess()
         runs = self._schedule()
         if not runs:
             self._requeue()
             return events
         sequences = [self._sequence(run) for run in runs]
+        if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
+            self.drafter.read(reading)
         logits = self.runner.step(Step.build(sequences, self.runner.model.device))
         for job in dict.fromkeys(run.job for run in runs):
             events.extend(self._computed(job, [run for run in runs if run.job is job]))
@@ -144,7 +149,8 @@ class Generator:
         events: list[Event] = []
         passed: list[Job] = []
         for job in list(self._waiting):
-            if any(each.skipped >= MAX_SKIPS for each in passed):
+            full = len(self._running) >= MAX_BATCH and all(each.spec.priority >= job.spec.priority for each in self._running)
+            if full or len(passed) > MAX_BATCH or any(each.skipped >= MAX_SKIPS for each in passed):
                 break
             if self._awaits(job):
                 continue
@@ -183,6 +189,22 @@ class Generator:
             self._wait_again(victim)
         return True
 
+    def _guess(self) -> None:
+        """Drafts for the jobs that decode, as many as each one's pace allows and its pages reach."""
+        if self.drafter is None:
+            return
+        jobs, counts = [], []
+        for job in self._running:
+            count = min(job.pace.count(), job.limit - len(job.tokens) - 1) if job.may_draft else 0
+            if job.spec.max_new_tokens is not None:
+                count = min(count, job.spec.max_new_tokens - len(job.new_ids) - 1)
+            if count > 0 and self.room.grow(job.track, 1 + count):
+                jobs.append(job)
+                counts.append(count)
+        if jobs:
+            for job, drafts in zip(jobs, self.drafter.propose(jobs, counts), strict=True):
+                job.drafts = drafts
+
     def _schedule(self) -> list[_Run]:
         """What runs in this step. A job that needs a page and finds none sits the step out."""
         runs: list[_Run] = []
@@ -190,8 +212,7 @@ class Generator:
         for job in sorted(self._running, key=lambda each: (-each.spec.priority, each.arrival)):
             if not job.reading:
                 if all(self.room.grow(track, 1) for track in job.tracks):
-                    drafts = job.drafts if self.room.grow(job.track, 1 + len(job.drafts)) else []
-                    runs += [_Run(job, track, 1, drafts if track is job.track else [], draws=True) for track in job.tracks]
+                    runs += [_Run(job, track, 1, job.drafts if track is job.track else [], draws=True) for track in job.tracks]
                 continue
             # The last tokens of both tracks run in one step, since the logits of both are wanted together.
             counts, left = [], max(budget, 0)
@@ -228,6 +249,8 @@ class Generator:
             if run.track.reading:
                 self.tokens_read += run.count
             self.room.computed(run.track, run.count)
+        if reading:
+            job.drafted = job.track.computed
         here = min(job.track.computed, job.prompt_tokens)
         if not reading or here <= job.read:
             return []  # a job that came back reads once more what it had read
@@ -266,17 +289,20 @@ class Generator:
 
     def _take(self, run: _Run, drawn: list[list[float]], logits: Tensor, params: list[SampleParams]) -> list[Event]:
         """Give the job what was drawn for it, as far as its drafts hold."""
-        job, events, held = run.job, [], 0
+        job, held, before = run.job, 0, len(run.job.tokens)
+        events: list[Event] = []
         for i, (token, probability, prior) in enumerate(drawn):
             self.tokens_drawn += 1
             job.sampler.observe(len(job.tokens), probability, prior)
             if job.spec.scores or job.spec.top_tokens or job.spec.logits:
                 events += scores(job, int(token), probability, logits[i], params[i])
-            more = self._accept(job, int(token))
-            events += more
+            events += self._accept(job, int(token))
             if job not in self._running or i == len(run.drafts) or run.drafts[i] != int(token):
                 break
             held += 1
+        job.drafts = []
+        job.drafted = min(job.drafted, before + held)
+        job.pace.verified(len(run.drafts), held)
         job.accepted_drafts += held
         job.rejected_drafts += len(run.drafts) - held
         if held and job in self._running:

@@ -5,26 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
+from exltui.engine.generate.constraint import Constraint
+from exltui.engine.generate.drafts import Automaton, Pace
 from exltui.engine.generate.guard import Guard, Match
 from exltui.engine.generate.room import Track
 from exltui.engine.generate.sampling import Sampler, bits
 from exltui.engine.generate.stream import TextStreamer
 from exltui.protocol import JobSpec, Stats
-
-
-class Constraint(Protocol):
-    """What a reply must look like; see constraint.py."""
-
-    def mask(self) -> Tensor: ...
-    def accept(self, token: int) -> None: ...
-    def take_back(self, count: int) -> None: ...
-    @property
-    def finished(self) -> bool: ...
-
 
 LOOP_INTERVAL = 16  # tokens between two looks for a loop
 
@@ -49,6 +39,9 @@ class Job:
     constraint: Constraint | None = None
     healing: tuple[str, frozenset[int]] | None = None  # the text of the prompt's last token, and the ids whose text begins with it
     drafts: list[int] = field(default_factory=list)  # what may come next, to be verified in the next step
+    pace: Pace = field(default_factory=Pace)
+    automaton: Automaton | None = None  # of its tokens, for n-gram drafts
+    drafted: int = 0  # tokens that a draft model has read
     banned_at: dict[int, set[int]] = field(default_factory=dict)  # position: ids that led to a banned string there
     skipped: int = 0  # jobs behind it that were admitted before it
     cached: int = 0
@@ -78,6 +71,11 @@ class Job:
     @property
     def reading(self) -> bool:
         return any(track.reading for track in self.tracks)
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether guesses can be verified: a grammar, guidance and a sampler that learns from each draw go one token at a time."""
+        return self.spec.draft and self.guide is None and self.constraint is None and not self.sampler.observes and not self.reading
 
     @property
     def new_ids(self) -> list[int]:
