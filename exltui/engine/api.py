@@ -8,40 +8,53 @@
         for piece in engine.stream("The capital of France is", max_new_tokens=16):
             print(piece, end="", flush=True)
 
-The same without streaming: ``engine.generate("The capital of France is").text``.
+The same without streaming: ``engine.generate("The capital of France is").text``. Many at once: ``engine.batch(prompts)``. More:
+docs/generation.md.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from exltui.engine.session import Session, open_session
 from exltui.errors import ExltuiError
-from exltui.protocol import Done, Event, Failed, JobSpec, LoadOptions, Sampling, Stats, Text
+from exltui.protocol import Done, Event, Failed, JobSpec, LoadOptions, Rewound, Sampling, Scores, Stats, Text
+
+Prompt = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished generation: its text, its token ids (the stop token is not among them), and its figures."""
+    """A finished generation: its text, its token ids (the stop token is not among them), and its figures.
+
+    ``scores`` has one entry a token where the job asked for them; ``rewinds`` what was taken back for a banned string.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     stats: Stats
+    scores: tuple[Scores, ...] = ()
+    rewinds: tuple[Rewound, ...] = ()
 
 
 class Engine:
-    """A model, loaded in this thread. Not safe for several threads at once, but several streams may be read in turn: they share steps."""
+    """A model, loaded in this thread. Not safe for several threads at once, but several streams may be read in turn: they share steps.
+
+    ``job`` takes the fields of JobSpec wherever it is an argument: max_new_tokens, stop_strings, banned_strings, json_schema and so on.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._ids = (f"job-{i}" for i in itertools.count())
         self._inboxes: dict[str, deque[Event]] = {}  # what came for a stream while another one was read
+        self._turn = asyncio.Lock()  # one step at a time
 
     @classmethod
     def open(cls, directory: str | Path, options: LoadOptions | None = None) -> Engine:
@@ -52,51 +65,88 @@ class Engine:
     def session(self) -> Session:
         return self._session
 
-    def stream(self, prompt: str | list[int], sampling: Sampling | None = None, **job: Any) -> Iterator[str]:
-        """Text as it becomes certain. ``job`` takes the fields of JobSpec: max_new_tokens, stop_strings, stop_token_ids, add_bos.
-
-        The work begins with the first piece that is asked for, and ends when the iterator is closed.
-        """
-        for event in self._events(prompt, sampling, job):
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None, **job: Any) -> Iterator[str]:
+        """Text as it becomes certain. The work begins with the first piece that is asked for, and ends when the iterator is closed."""
+        for event in self.events(prompt, sampling, **job):
             if isinstance(event, Text) and event.text:
                 yield event.text
 
-    def generate(self, prompt: str | list[int], sampling: Sampling | None = None, **job: Any) -> Completion:
+    def generate(self, prompt: Prompt, sampling: Sampling | None = None, **job: Any) -> Completion:
         """The whole completion. Raises ContextError for a prompt that does not fit, SamplingError for a bad setting."""
-        *texts, done = self._events(prompt, sampling, job)
-        assert isinstance(done, Done)  # it is always the last
-        return Completion("".join(event.text for event in texts if isinstance(event, Text)), done.token_ids, done.stats)
+        return _complete(list(self.events(prompt, sampling, **job)))
 
-    def _events(self, prompt: str | list[int], sampling: Sampling | None, job: dict[str, Any]) -> Iterator[Event]:
-        given = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
-        spec = JobSpec(next(self._ids), sampling=sampling or Sampling(), **given, **job)
-        generator = self._session.generator
-        generator.submit(spec)
-        inbox = self._inboxes[spec.id] = deque()
+    def batch(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **job: Any) -> list[Completion]:
+        """The completions of many prompts, which run together. With a seed, prompt ``i`` draws with ``seed + i``.
+
+        They read what they begin with in common once, so the same prompt several times gives several candidates for the price of one.
+        """
+        sampling = sampling or Sampling()
+        settings = [sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i) for i in range(len(prompts))]
+        jobs = [self._submit(prompt, each, job) for prompt, each in zip(prompts, settings, strict=True)]
+        try:
+            return [_complete(list(self._of(name))) for name in jobs]
+        finally:
+            for name in jobs:
+                self._forget(name)
+
+    def events(self, prompt: Prompt, sampling: Sampling | None = None, **job: Any) -> Iterator[Event]:
+        """Everything that happens to one job: Text, Scores and Rewound events, and Done at the end."""
+        name = self._submit(prompt, sampling, job)
+        try:
+            yield from self._of(name)
+        finally:
+            self._forget(name)  # the caller may have stopped listening
+
+    async def astream(self, prompt: Prompt, sampling: Sampling | None = None, **job: Any) -> AsyncIterator[str]:
+        """``stream`` for asyncio: the steps run on a thread, and several streams share them."""
+        async with self._turn:
+            name = self._submit(prompt, sampling, job)
         try:
             event: Event | None = None
             while not isinstance(event, Done):
-                while not inbox:
-                    if spec.id not in generator.job_ids:
-                        raise ExltuiError("this stream was ended by a step that failed while another one was read")
-                    self._step()
-                event = inbox.popleft()
-                if isinstance(event, Failed):
-                    raise ExltuiError(event.error, event.hint)
-                yield event
+                while not self._inboxes[name]:
+                    async with self._turn:
+                        if not self._inboxes[name]:
+                            await asyncio.to_thread(self._step, name)
+                event = _checked(self._inboxes[name].popleft())
+                if isinstance(event, Text) and event.text:
+                    yield event.text
         finally:
-            generator.cancel(spec.id)  # the caller may have stopped listening
-            del self._inboxes[spec.id]
+            async with self._turn:
+                self._forget(name)
 
-    def _step(self) -> None:
-        """One step for all streams. One that fails ends them all."""
+    def _submit(self, prompt: Prompt, sampling: Sampling | None, job: dict[str, Any]) -> str:
+        given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
+        spec = JobSpec(next(self._ids), sampling=sampling or Sampling(), **given, **job)
+        self._session.generator.submit(spec)
+        self._inboxes[spec.id] = deque()
+        return spec.id
+
+    def _of(self, name: str) -> Iterator[Event]:
+        """The events of a job until its Done."""
+        event: Event | None = None
+        inbox = self._inboxes[name]
+        while not isinstance(event, Done):
+            while not inbox:
+                self._step(name)
+            event = _checked(inbox.popleft())
+            yield event
+
+    def _forget(self, name: str) -> None:
+        self._session.generator.cancel(name)
+        self._inboxes.pop(name, None)
+
+    def _step(self, name: str) -> None:
+        """One step for all streams, asked for by that of ``name``. One that fails ends them all."""
+        if name not in self._session.generator.job_ids:
+            raise ExltuiError("this stream was ended by a step that failed while another one was read", "start it again")
         try:
             events = self._session.generator.advance()
         except Exception:
             self._session.generator.abandon()
             raise
         for event in events:
-            if isinstance(event, (Text, Done, Failed)):
+            if isinstance(event, (Text, Scores, Rewound, Done, Failed)) and event.id in self._inboxes:
                 self._inboxes[event.id].append(event)
 
     def close(self) -> None:
@@ -107,6 +157,21 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _checked(event: Event) -> Event:
+    if isinstance(event, Failed):
+        raise ExltuiError(event.error, event.hint)
+    return event
+
+
+def _complete(events: list[Event]) -> Completion:
+    done = events[-1]
+    assert isinstance(done, Done)  # it is always the last
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    scores = tuple(event for event in events if isinstance(event, Scores))
+    rewinds = tuple(event for event in events if isinstance(event, Rewound))
+    return Completion(text, done.token_ids, done.stats, scores, rewinds)
 
 
 def _silent(stage: str, done: int, total: int, unit: str = "B") -> None:
