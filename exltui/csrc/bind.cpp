@@ -349,8 +349,10 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_sc
 // A decoder's layers, read and checked once, so that a step is one call.
 struct Layers : torch::CustomClassHolder {
   std::vector<Layer> layers;
-  std::vector<Tensor> kept;  // what the layers point into
-  int64_t table = 0;         // rows of the shortest RoPE table; 0: there is none
+  std::vector<Caches> caches;              // of each layer
+  std::vector<Tensor> kept, kept_caches;  // what the layers and the caches point into
+  int64_t table = 0;                       // rows of the shortest RoPE table; 0: there is none
+  int64_t pages = 0;                       // of the smallest cache
 
   // norms: attention's and the MLP's weight and bias, those of q's and k's heads; scalars: eps and offset of each of these four.
   // counts: weights of q, k and v and of gate and up; numbers: h, g, d, interleaved, window, activation, rms.
@@ -398,45 +400,52 @@ struct Layers : torch::CustomClassHolder {
     if (given(cos)) kept.insert(kept.end(), {*cos, *sin});
     layers.push_back(std::move(layer));
   }
+
+  // Let the layers use these caches: k, v, k_scale and v_scale of each, and the bits of k and v of each.
+  void attach(const OptionalTensors& tensors, const std::vector<int64_t>& bits) {
+    const char* op = "layers";
+    const int64_t count = static_cast<int64_t>(layers.size());
+    expect(op, "caches", static_cast<int64_t>(tensors.size()), 4 * count);
+    expect(op, "bits", static_cast<int64_t>(bits.size()), 2 * count);
+    caches.clear();
+    kept_caches.clear();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const HeadArgs& heads = layers[i].heads;
+      const auto cache = [&](size_t part) { return tensors.get(4 * i + part); };
+      TORCH_CHECK(given(cache(0)) && given(cache(1)), op, ": a cache is missing");
+      caches.emplace_back(op, *cache(0), cache(2), bits[2 * i], *cache(1), cache(3), bits[2 * i + 1], heads.d);
+      expect(op, "g of a cache", caches.back().k.g, heads.g);
+      pages = i == 0 ? caches.back().pages : std::min(pages, caches.back().pages);
+      for (size_t part = 0; part < 4; ++part)
+        if (given(cache(part))) kept_caches.push_back(*cache(part));
+    }
+  }
 };
 
-// All layers on x [t, k] -> [t, k]. caches: k, v, k_scale, v_scale of each layer; bits: of k and v of each.
+// All layers on x [t, k] -> [t, k].
 Tensor run_layers(const c10::intrusive_ptr<Layers>& layers, const Tensor& x, const Tensor& positions, const Tensor& slots, const Tensor& query_start,
-                  const Tensor& lengths, const Tensor& page_table, const OptionalTensors& caches, at::IntArrayRef bits) {
+                  const Tensor& lengths, const Tensor& page_table) {
   const char* op = "layers";
   check_matrix(op, "x", x);
-  const int64_t t = x.size(0), count = static_cast<int64_t>(layers->layers.size());
-  expect(op, "caches", static_cast<int64_t>(caches.size()), 4 * count);
-  expect(op, "bits", static_cast<int64_t>(bits.size()), 2 * count);
+  const int64_t t = x.size(0);
+  expect(op, "caches", static_cast<int64_t>(layers->caches.size()), static_cast<int64_t>(layers->layers.size()));
+  for (const Layer& layer : layers->layers) expect(op, "k of x", x.size(1), layer.qkv[0].k);
   Tensor y = at::empty(x.sizes(), x.options());
   std::copy_n(x.const_data_ptr<float>(), x.numel(), y.mutable_data_ptr<float>());
   if (t == 0) return y;
-  std::vector<Caches> found;
-  for (int64_t i = 0; i < count; ++i) {
-    const Layer& layer = layers->layers[static_cast<size_t>(i)];
-    const auto cache = [&](int64_t part) { return caches.get(static_cast<size_t>(4 * i + part)); };
-    TORCH_CHECK(given(cache(0)) && given(cache(1)), op, ": a cache is missing");
-    found.emplace_back(op, *cache(0), cache(2), bits[static_cast<size_t>(2 * i)], *cache(1), cache(3), bits[static_cast<size_t>(2 * i + 1)], layer.heads.d);
-    expect(op, "g of a cache", found.back().k.g, layer.heads.g);
-    expect(op, "k of x", x.size(1), layer.qkv[0].k);
-  }
-  int64_t pages = found.empty() ? 0 : found[0].pages;
-  for (const Caches& each : found) pages = std::min(pages, each.pages);
-  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, pages);
+  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, layers->pages);
   batch.slots = integers(op, "t of slots", slots, t);
-  check_slots(op, batch, pages, layers->table);
+  check_slots(op, batch, layers->pages, layers->table);
   const Context place = context();
-  for (int64_t i = 0; i < count; ++i) {
-    const auto index = static_cast<size_t>(i);
-    rows::run_layer(place, layers->layers[index], batch, found[index].k, found[index].v, y.mutable_data_ptr<float>());
-  }
+  for (size_t i = 0; i < layers->layers.size(); ++i)
+    rows::run_layer(place, layers->layers[i], batch, layers->caches[i].k, layers->caches[i].v, y.mutable_data_ptr<float>());
   return y;
 }
 
 }  // namespace
 
 TORCH_LIBRARY(exltui_cpu, m) {
-  m.class_<Layers>("Layers").def(torch::init<>()).def("add", &Layers::add);
+  m.class_<Layers>("Layers").def(torch::init<>()).def("add", &Layers::add).def("attach", &Layers::attach);
   m.def("configure(str cap, int threads) -> str", configure);
   m.def("pack(Tensor w, int format, Tensor? scales, Tensor? zeros, Tensor groups, Tensor? order, int[] shape) -> Tensor", pack);
   m.def("norm_linear(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] shapes, Tensor?[] biases) -> Tensor", norm_linear);
@@ -444,5 +453,5 @@ TORCH_LIBRARY(exltui_cpu, m) {
   m.def("linear_add(Tensor x, Tensor[] parts, int[] shapes, Tensor?[] biases, Tensor residual, float scale) -> Tensor", linear_add);
   m.def("rope_store(Tensor qkv, Tensor? cos, Tensor? sin, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!)? k_scale, int k_bits, Tensor(c!) v, Tensor(d!)? v_scale, int v_bits, Tensor? q_norm, float q_eps, float q_offset, Tensor? k_norm, float k_eps, float k_offset, int h, int d) -> Tensor", rope_store);
   m.def("attend(Tensor q, Tensor k, Tensor? k_scale, int k_bits, Tensor v, Tensor? v_scale, int v_bits, Tensor positions, Tensor query_start, Tensor lengths, Tensor page_table, float scale, float softcap, int window) -> Tensor", attend);
-  m.def("run_layers(__torch__.torch.classes.exltui_cpu.Layers layers, Tensor x, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table, Tensor?[] caches, int[] bits) -> Tensor", run_layers);
+  m.def("run_layers(__torch__.torch.classes.exltui_cpu.Layers layers, Tensor x, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table) -> Tensor", run_layers);
 }

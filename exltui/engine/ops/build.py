@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]  # files done, files in all
 
 COMPILERS = ("c++", "g++", "clang++")
 STANDARD = "-std=c++20" if int(torch.__version__.split(".")[1]) >= 9 else "-std=c++17"
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 COMMON = ["-O3", "-fPIC", STANDARD, "-Wall", "-Wno-unknown-pragmas", "-fno-math-errno"]
 
 
@@ -96,6 +97,9 @@ def _extension(device_type: str) -> Extension:
         "-ltorch",
     ]
     plain = [cxx, *COMMON, f"-I{csrc}"]
+    if paths.environment("EXLTUI_SANITIZE"):  # scripts/sanitize.sh
+        plain += SANITIZERS
+        link += SANITIZERS
     if device_type == "cpu":
         binds = sorted(path for path in csrc.glob("bind*.cpp") if path.name != "bind_cuda.cpp")
         sources = (*binds, *sorted((csrc / "cpu").glob("*.cpp")))

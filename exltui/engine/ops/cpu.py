@@ -205,19 +205,15 @@ def compile_layers(layers: Sequence[Any], residual_scale: float) -> Callable[[Te
         if not _in_one_call(layer):
             return None
         compiled.add(*_layer_arguments(layer), residual_scale)
-    caches: list[Tensor | None] = []
-    bits: list[int] = []
-    last: Sequence[CacheLayer] | None = None
+    attached: Sequence[CacheLayer] | None = None
 
     def run(x: Tensor, batch: Batch, cache: Sequence[CacheLayer]) -> Tensor:
-        nonlocal caches, bits, last
-        if cache is not last:  # a runner has one cache, and taking it apart takes longer than a row
-            caches = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
-            bits = [width for layer in cache for width in (layer.k_bits, layer.v_bits)]
-            last = cache
-        result: Tensor = _native.run_layers(
-            compiled, x, batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table, caches, bits
-        )
+        nonlocal attached
+        if cache is not attached:  # a runner has one cache, and taking it apart takes longer than a row
+            parts = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
+            compiled.attach(parts, [width for layer in cache for width in (layer.k_bits, layer.v_bits)])
+            attached = cache
+        result: Tensor = _native.run_layers(compiled, x, batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table)
         return result
 
     return run
