@@ -54,6 +54,9 @@ class FixedLibrary(Library):
     def scan(self) -> list[ModelInfo]:
         return self.models
 
+    def branches(self, name: str) -> list[tuple[str, int]]:
+        return [("4.0bpw", 4_500_000_000), ("6.0bpw", 6_500_000_000)]
+
 
 class PlainPreparer(Preparer):
     """Makes jobs without a tokenizer. ``orders`` holds what was asked for; ``error`` is raised if it is set."""

@@ -90,6 +90,11 @@ class HubServer:
 
             def describe(self, rest: str) -> None:
                 owner, repo, *more = rest.split("/")
+                if more == ["refs"] and f"{owner}/{repo}" in hub.repositories:
+                    names = hub.repositories.get(f"{owner}/{repo}", {})
+                    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0" * 40} for name in names]
+                    self.send(200, json.dumps({"branches": branches, "converts": [], "tags": []}).encode(), {})
+                    return
                 found = self.locate(f"{owner}/{repo}", more[1] if len(more) > 1 else "main")
                 if found is None:
                     return

@@ -9,7 +9,7 @@ from app_stage import BIG, STARTER, Stage
 KEYS = (
     "ctrl+n ctrl+o ctrl+s ctrl+d ctrl+l ctrl+p f1 f2 f3 f4 f5 escape enter tab shift+tab up down left right "
     "alt+up alt+down alt+left alt+right pageup pagedown home end ctrl+j ctrl+c backspace delete slash question_mark "
-    "y e r d u 1 2 o g n R a space"
+    "y e r d u c t v p x k j 1 2 o g n R a A s space ctrl+r ctrl+f ctrl+t ctrl+e f6 f7 f8 f9 left_square_bracket right_square_bracket"
 ).split()
 SIZES = [(160, 45), (100, 30), (80, 24), (60, 18), (30, 8), (10, 3), (131, 29)]
 

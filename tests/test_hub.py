@@ -14,7 +14,7 @@ from model_files import model_files
 from exltui.errors import Cancelled, DownloadError
 from exltui.models import transfer
 from exltui.models.catalog import find_models, read_model
-from exltui.models.hub import Repository, get_from_hub
+from exltui.models.hub import Repository, get_from_hub, list_branches
 
 LARGE = {"model.embed_tokens.weight": ("F16", (3_000_000, 4)), "model.layers.0.self_attn.q_proj.weight": ("F16", (4, 4))}  # 24 MB
 REPOSITORIES = {
@@ -51,6 +51,16 @@ def test_fetches_what_a_model_needs_and_nothing_else(hub: HubServer, tmp_path: P
     assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["somebody_tiny"]  # nothing is left beside it
     total = sum(len(files[name]) for name in kept)
     assert steps[-1] == ("downloading", total, total)
+
+
+def test_branches_are_listed_by_size(hub: HubServer) -> None:
+    branches = list_branches("somebody/tiny")
+    sizes = [size for _, size in branches]
+    assert {name for name, _ in branches} == {"main", "4.0bpw", "broken"}
+    assert sizes == sorted(sizes)
+    assert list_branches("somebody/pickles") == []
+    with pytest.raises(DownloadError, match="no such repository"):
+        list_branches("somebody/nothing")
 
 
 def test_a_revision_has_its_own_directory(hub: HubServer, tmp_path: Path) -> None:

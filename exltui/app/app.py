@@ -12,6 +12,7 @@ from textual import on
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.color import Color
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Input, TextArea
@@ -26,6 +27,7 @@ from exltui.app.dialogue import Dialogue
 from exltui.app.errands import Errands
 from exltui.app.keymap import places
 from exltui.app.keys import Action, check_keymap
+from exltui.app.link import PlainSigns, WatchedFile, wants_plain_signs, watched
 from exltui.app.looks import LooksDesk
 from exltui.app.messages import MessageDesk
 from exltui.app.observed import Observed
@@ -42,7 +44,6 @@ from exltui.app.screens.sheet import SheetScreen
 from exltui.app.view import ScreenView
 from exltui.app.widgets.prompt import PromptBox
 from exltui.errors import ExltuiError
-from exltui.protocol import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,13 @@ class ExltuiApp(App[None]):
         self._unsaved: dict[str, Any] = {}
         self._saver: Timer | None = None
         self._saver_lock = threading.Lock()
+        self._link: WatchedFile | None = None
+        if wants_plain_signs(parts.signs):
+            self._filters.append(PlainSigns())
         for theme in parts.themes:
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
-        self.main = MainScreen(self.observed, parts.sampling, Sampling(), parts.now)
+        self.main = MainScreen(self.observed, parts.sampling, parts.now, lambda: not self.clogged)
         self.view, self.preparer = ScreenView(self), parts.preparer
         self.dialogue = Dialogue(parts.client, self.observed, self.view, parts.records, self.work_aside, parts.preparer)
         self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling, parts.max_new_tokens
@@ -93,6 +97,14 @@ class ExltuiApp(App[None]):
         self.looks: LooksDesk = LooksDesk(self)
 
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get_driver_class(self) -> type[Driver]:
+        return watched(super().get_driver_class(), lambda file: setattr(self, "_link", file))
+
+    @property
+    def clogged(self) -> bool:
+        """Whether the terminal has not taken yet what was sent to it: a further frame would only wait behind that, and a key's echo too."""
+        return self._link is not None and self._link.waiting
 
     def get_default_screen(self) -> Screen:
         return self.main
@@ -180,9 +192,10 @@ class ExltuiApp(App[None]):
             self.errands.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
-        self.draw_status()
-        if met and self.main.query("#devices"):
-            self.main.devices.show()
+        if not self.clogged:
+            self.draw_status()
+            if met and self.main.query("#devices"):
+                self.main.devices.show()
         self._keep_draft()
         self.chats.title_when_idle()
         self.desk.tick()

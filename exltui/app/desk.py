@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exltui import protocol
+from exltui.app import figures
 from exltui.app.library import Transfer
 from exltui.app.screens.loader import LoaderScreen
+from exltui.app.screens.pick import Choice, PickScreen
 from exltui.chat.tree import new_id
 from exltui.errors import Cancelled, ExltuiError
 from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions, Sampling
+from exltui.text import one_line
 
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
@@ -118,11 +121,45 @@ class ModelDesk:
         elif loading is not None:
             self._app.parts.client.send(protocol.Cancel(loading.id))
 
+    def options(self, model: ModelInfo | None) -> None:
+        """The load options as a form, with what they mean for this model's memory."""
+        from exltui.app.forms import load_form
+
+        self._app.push_screen(load_form(self._app, model), lambda values: self._loads(model, values))
+
+    def _loads(self, model: ModelInfo | None, values: dict[str, Any] | None) -> None:
+        if self._screen is not None:
+            self._screen.take_options(self._app.parts.options)
+        if values is not None and model is not None and not model.problem:
+            self._load_path(model.path)
+
     def fetch(self, name: str) -> None:
-        """Download a model, then load it."""
+        """Download a model, then load it. Of a repository with several branches (bit rates) one is chosen first."""
         if self.busy:
             self._app.tell("A download runs already.", "Esc in the loader stops it.")
+        elif "/" in name and "@" not in name:
+            self._app.tell(f"Asking for the branches of {one_line(name, 60)}.")
+            self._app.work_aside(lambda: self._app.parts.library.branches(name), lambda found: self._choose(name, found), self._app.fail)
+        else:
+            self._fetch(name)
+
+    def _choose(self, name: str, branches: list[tuple[str, int]]) -> None:
+        if len(branches) < 2:
+            self._fetch(name)
             return
+        meter = self._app.observed.meter
+        room = max((device.memory_total or 0 for device in meter.devices), default=0) if meter else 0
+        choices = [
+            Choice(branch, branch, f"{figures.size(size)}{'  too large' if room and size > room else ''}") for branch, size in branches
+        ]
+
+        def take(branch: str | None) -> None:
+            if branch is not None:
+                self._fetch(name if branch == "main" else f"{name}@{branch}")
+
+        self._app.push_screen(PickScreen(f"Branches of {one_line(name, 60)}", choices), take)
+
+    def _fetch(self, name: str) -> None:
         self._cancelled = threading.Event()
         transfer = Transfer(name, clock=self._app.parts.clock)
         self._transfer = transfer

@@ -12,9 +12,12 @@ from textual.content import Content
 
 from exltui import paths
 from exltui.app.screens.form import FormScreen, Row
+from exltui.app.screens.loader_lines import plan_lines
 from exltui.errors import SettingsError
+from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions
 from exltui.settings import Settings
+from exltui.text import one_line
 
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
@@ -28,6 +31,7 @@ LOAD_HELP = {
     "threads": "Processor threads; empty: as many as there are cores.",
     "rope_scale": "Linear scale of the positions, for a context longer than the model was trained with.",
     "rope_alpha": "NTK alpha, the other way to a longer context.",
+    "rope_yarn": "YaRN factor, from the trained context on.",
     "draft_model": "A smaller model of the same vocabulary that guesses ahead.",
     "loras": "Adapters that are loaded with the model: DIR or DIR:SCALE, with commas.",
 }
@@ -130,3 +134,20 @@ def settings_form(app: ExltuiApp) -> FormScreen:
 
     file = Content.styled(str(paths.settings_file()), "$text-disabled")
     return FormScreen("Settings", rows, values, defaults, changed=changed, about=lambda _: [file])
+
+
+def load_form(app: ExltuiApp, model: ModelInfo | None) -> FormScreen:
+    """The options of the next load; the last line loads the model."""
+
+    def changed(key: str, value: Any) -> None:
+        app.parts.options = dataclasses.replace(app.parts.options, **{key: value})
+        app.remember("load", app.parts.options)
+
+    def about(values: dict[str, Any]) -> list[Content]:
+        usable = model is not None and not model.problem
+        return plan_lines(model, LoadOptions(**values), app.observed, 90) if model is not None and usable else []
+
+    rows = load_rows(app.observed.host.devices if app.observed.host else ())
+    title = f"Load {one_line(model.name, 50)}" if model is not None else "Load options"
+    done = "Load it with these options" if model is not None and not model.problem else ""
+    return FormScreen(title, rows, as_values(app.parts.options), as_values(LoadOptions()), changed=changed, about=about, done=done)

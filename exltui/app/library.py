@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exltui.models import starter
 from exltui.models.catalog import ModelInfo, find_models, resolve
-from exltui.models.hub import get_from_hub
+from exltui.models.hub import get_from_hub, list_branches
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class Library:
     def resolve(self, name: str) -> Path:
         """The directory of the model with this name or path. Raises ModelError."""
         return resolve(name, self._folders)
+
+    def branches(self, name: str) -> list[tuple[str, int]]:
+        """The branches of a repository of the hub with their bytes. Raises DownloadError."""
+        return list_branches(name)
 
     def fetch(self, transfer: Transfer, cancelled: Callable[[], bool]) -> Path:
         """Download a model by name. Raises DownloadError or Cancelled."""

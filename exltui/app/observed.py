@@ -161,7 +161,7 @@ class Observed:
             if job.first_text_at is None:
                 job.first_text_at = self.clock()
                 job.prefilled = job.prompt_tokens or job.prefilled
-        else:
+        elif isinstance(event, (protocol.Done, protocol.Failed)):
             if isinstance(event, protocol.Done):
                 job.stats = event.stats
             if event.id in self.running:

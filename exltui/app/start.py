@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from exltui import paths, settings
@@ -55,9 +56,18 @@ def start_app(options: AppOptions) -> int:
         logging.basicConfig(filename=log, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     except OSError:  # a log that cannot be written must not keep anybody from chatting
         logging.basicConfig(handlers=[logging.NullHandler()])
+    if options.linear:
+        from exltui.app.linear import LinearChat
+
+        return LinearChat(assemble(options), input, _say).run()
     app = ExltuiApp(assemble(options))
     try:
         app.run()
     finally:
         app.leave()
     return app.return_code or 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

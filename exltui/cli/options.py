@@ -24,6 +24,7 @@ class AppOptions:
     models_dirs: tuple[Path, ...] = ()  # where to look for models; downloads go to the first
     load: LoadOptions = field(default_factory=LoadOptions)
     sampling: Sampling = field(default_factory=Sampling)
+    linear: bool = False  # line by line, without a screen
     settings: Settings = field(default_factory=Settings)  # what else the file says
     problems: tuple[SettingsError, ...] = ()  # what is wrong with the settings file; the defaults are used then
 
@@ -44,6 +45,7 @@ def app_options(options: argparse.Namespace) -> AppOptions:
         load=load_options(options, settings),
         sampling=settings.sampling,
         settings=settings,
+        linear=options.linear,
         problems=problems,
     )
 

@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     _shared(parser)
     parser.add_argument("--session", metavar="ID", help="open this chat (the app)")
     parser.add_argument("--theme", metavar="NAME", help="colours of the app: dark, light, high-contrast, or one of your own")
+    parser.add_argument("--linear", action="store_true", help="chat line by line, for screen readers and simple terminals (the app)")
     parser.set_defaults(run=_command("app"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     _add_models(commands)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from exltui.errors import DownloadError
 from exltui.models import hub_child, transfer
 from exltui.models.catalog import directory_name, read_model
 from exltui.text import one_line
+
+LIST_SECONDS = 60.0  # how long the hub may take to say its branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,21 @@ def get_from_hub(name: str, models_dir: Path, progress: transfer.Progress, cance
             )
         (partial / ".commit").unlink()
     return target
+
+
+def list_branches(name: str) -> list[tuple[str, int]]:
+    """The branches of OWNER/REPO that hold a model, each with its bytes, the smallest first. Raises DownloadError."""
+    repository = Repository.parse(name)
+    environment = paths.environment_copy(HF_HUB_DISABLE_TELEMETRY="1", PYTHONSAFEPATH="1")
+    command = [sys.executable, hub_child.__file__, repository.id, "--branches"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIST_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DownloadError(f"the branches of {repository.id} could not be listed: {error}", "check the network and try again") from error
+    if done.returncode != 0:
+        raise _explain(repository, done.stdout + done.stderr)
+    found = [(one_line(str(branch)), int(size)) for branch, size in _said(done.stdout, "branches").get("branches", []) if size]
+    return sorted(found, key=lambda branch: branch[1])
 
 
 def _said(output: str, key: str) -> dict[str, Any]:

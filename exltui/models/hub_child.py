@@ -1,4 +1,5 @@
-"""The child process of hub.py, run by this file's path: arguments are a repository, a revision ("" for the main branch), and a directory.
+"""The child process of hub.py, run by this file's path: arguments are a repository, a revision ("" for the main branch), and a directory;
+or a repository and ``--branches``.
 
 It prints one JSON object a line: first what it will fetch, then an error if there is one. It imports nothing of exltui. Each file goes to
 NAME.part, from the byte where an earlier attempt ended, is checked against the digest that the hub names, and renamed.
@@ -32,9 +33,12 @@ def _say(**values: Any) -> None:
     sys.stdout.flush()
 
 
-def _child(repo_id: str, revision: str, directory: str) -> int:
+def _child(repo_id: str, revision: str, directory: str = "") -> int:
     try:
-        _download(repo_id, revision or None, Path(directory))
+        if revision == "--branches":
+            _list_branches(repo_id)
+        else:
+            _download(repo_id, revision or None, Path(directory))
     except Exception as error:  # noqa: BLE001  the parent says it in its words
         words = [line.strip() for line in str(error).splitlines() if line.strip()]
         _say(error=words[-1] if words else type(error).__name__, kind=type(error).__name__)
@@ -59,6 +63,21 @@ def _download(repo_id: str, revision: str | None, directory: Path) -> None:
             job.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _list_branches(repo_id: str) -> None:
+    """Say every branch with the bytes that a download of it would fetch."""
+    from huggingface_hub import HfApi
+
+    names = [branch.name for branch in HfApi().list_repo_refs(repo_id).branches]
+
+    def size(name: str) -> int:
+        info = HfApi().model_info(repo_id, revision=name, files_metadata=True)
+        files = [file for file in info.siblings or [] if _wanted(file.rfilename)]
+        return sum(file.size or 0 for file in files) if any(file.rfilename.endswith(".safetensors") for file in files) else 0
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        _say(branches=list(zip(names, pool.map(size, names), strict=True)))
 
 
 def _wanted(name: str) -> bool:

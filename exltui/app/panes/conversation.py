@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events, on
@@ -52,14 +53,17 @@ HINT = "Enter sends · Ctrl+J new line · / commands"
 class ConversationPane(Vertical):
     """Transcript over prompt, with the chat's title and the model's name in the frame."""
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, ready: Callable[[], bool], *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._ready = ready
         self._title = ""
         self._model = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="talk"):
-            yield Talk(id="transcript")
+            talk = Talk(id="transcript")
+            talk.ready = self._ready
+            yield talk
         yield CommandMenu(id="commands")
         with Vertical(id="asking") as asking:
             asking.border_subtitle = HINT

@@ -124,7 +124,7 @@ class SessionsPane(Vertical):
 
     def show(self, rows: Sequence[SessionRow], current: str | None) -> None:
         """Show these chats, keeping the cursor on its chat."""
-        keep = self.chosen.id if self.chosen else current
+        keep = self.chosen.id if self.chosen and self.list.has_focus else current
         self._all, self._current = list(rows), current
         self._fill(keep)
 

@@ -18,12 +18,22 @@ from textual.widgets.option_list import Option
 from exltui.app import figures
 from exltui.app.library import Offer, Transfer
 from exltui.app.observed import Observed
-from exltui.app.widgets.bar import bar, spread
+from exltui.app.screens.loader_lines import (
+    changed_options,
+    empty_lines,
+    format_name,
+    loading_lines,
+    model_lines,
+    plan_lines,
+    searchable,
+    transfer_lines,
+    wrapped,
+)
+from exltui.app.widgets.bar import spread
 from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions
 from exltui.text import one_line
 
-STAGES = {"extension": "compiling the kernels, once", "weights": "reading the weights", "warm-up": "warming up", "": "opening"}
 LENGTHS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 STARTER_ROW = "get-starter"
 
@@ -36,6 +46,7 @@ class Desk(Protocol):
     def unload(self) -> None: ...
     def cancel(self) -> None: ...
     def scan(self) -> None: ...
+    def options(self, model: ModelInfo | None) -> None: ...
 
 
 class ModelList(OptionList):
@@ -44,6 +55,7 @@ class ModelList(OptionList):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select", "Load", id="loader.load"),
         Binding("u", "screen.unload", "Unload", id="loader.unload"),
+        Binding("o", "screen.options", "Load options as a form", id="loader.options"),
         Binding("left", "screen.length(-1)", "Smaller context", id="loader.smaller"),
         Binding("right", "screen.length(1)", "Larger context", id="loader.larger"),
         Binding("g", "screen.fetch", "Get a model by name", id="loader.get"),
@@ -68,7 +80,7 @@ class LoaderScreen(Screen[None]):
         self._models: list[ModelInfo] = []
         self._folders: Sequence[str] = ()
         self._scanned = False
-        self._length = 0
+        self._length = LENGTHS.index(options.length) if options.length in LENGTHS else 0
         self._transfer: Transfer | None = None
         self._asking = ""
         self._filter = ""
@@ -79,7 +91,7 @@ class LoaderScreen(Screen[None]):
         with Horizontal(id="loader-body"):
             with Vertical(id="models") as models:
                 models.border_title = "Models"
-                models.border_subtitle = "Enter load · U unload · G get · Esc close"
+                models.border_subtitle = "Enter load · O options · U unload · G get · / find"
                 yield Input(id="model-input", compact=True)
                 yield ModelList(id="model-list", compact=True)
             with VerticalScroll(id="details", can_focus=False) as details:
@@ -149,7 +161,8 @@ class LoaderScreen(Screen[None]):
         listed = self._list
         width = (listed.content_region.width or listed.size.width) - 2
         keep = listed.get_option_at_index(listed.highlighted).id if listed.highlighted is not None else None
-        shown = [model for model in self._models if self._filter.lower() in model.name.lower()]
+        words = self._filter.lower().split()
+        shown = [model for model in self._models if all(word in searchable(model) for word in words)]
         listed.clear_options()
         for model in shown:
             listed.add_option(Option(self._line(model, width), id=str(model.path)))
@@ -181,16 +194,34 @@ class LoaderScreen(Screen[None]):
         if model is not None:
             lines = model_lines(model, self._observed)
         elif listed.highlighted is not None and listed.get_option_at_index(listed.highlighted).id == STARTER_ROW:
-            lines = [*_wrapped(self._offer.about), Content(""), Content.styled("Enter downloads it.", "$accent")]
+            lines = [*wrapped(self._offer.about), Content(""), Content.styled("Enter downloads it.", "$accent")]
         else:
             lines = empty_lines(self._folders) if self._scanned else []
         self.query_one("#details-text", Static).update(Content("\n").join(lines))
+        if self._transfer is None and self._observed.loading is None:
+            self.show_progress()
+
+    @property
+    def options(self) -> LoadOptions:
+        """How the next load is done."""
+        return replace(self._base_options, length=LENGTHS[self._length])
+
+    def take_options(self, options: LoadOptions) -> None:
+        """The form has changed them."""
+        self._base_options = options
+        self._length = LENGTHS.index(options.length) if options.length in LENGTHS else 0
+        self.show_progress()
 
     def _option_lines(self) -> list[Content]:
-        failed = self._observed.load_failed
+        failed, width = self._observed.load_failed, max(20, self.query_one("#transfer-text").size.width)
         length = LENGTHS[self._length]
         text = "the model's own, at most 8,192" if length is None else f"{length:,} tokens"
-        lines = [Content.assemble(("context  ", "$text-muted"), ("◂ ", "$accent"), text, (" ▸", "$accent"))]
+        others = changed_options(self._base_options)
+        lines = [
+            Content.assemble(("context  ", "$text-muted"), ("◂ ", "$accent"), text, (" ▸", "$accent"), (f"   {others}", "$text-muted"))
+        ]
+        if (model := self.chosen) is not None and not model.problem:
+            lines += plan_lines(model, self.options, self._observed, width)
         if failed is not None:
             lines += [
                 Content.styled(failed.error, "$error"),
@@ -209,15 +240,14 @@ class LoaderScreen(Screen[None]):
             if model.problem:
                 self.notify(model.problem, severity="error")
             else:
-                self._desk.load(model, self._options())
-
-    def _options(self) -> LoadOptions:
-        length = LENGTHS[self._length]
-        return replace(self._base_options, length=length) if length is not None else self._base_options
+                self._desk.load(model, self.options)
 
     def action_length(self, step: int) -> None:
         self._length = min(len(LENGTHS) - 1, max(0, self._length + step))
         self.show_progress()
+
+    def action_options(self) -> None:
+        self._desk.options(self.chosen)
 
     def action_unload(self) -> None:
         self._desk.unload()
@@ -273,93 +303,3 @@ class LoaderScreen(Screen[None]):
         if event.key == "down" and self._input.has_focus:
             event.stop()
             self._list.focus()
-
-
-def format_name(model: ModelInfo) -> str:
-    """The weight format, with its bits where they say more: ``exl2 4.0``."""
-    if model.problem or not model.format:
-        return ""
-    return f"{model.format} {model.bpw:.1f}" if model.format in ("exl2", "gptq") and model.bpw else model.format
-
-
-def model_lines(model: ModelInfo, observed: Observed) -> list[Content]:
-    """The details of one model."""
-    lines = [Content.styled(one_line(model.name), "bold $primary"), Content("")]
-    if model.problem:
-        return [*lines, Content.styled(model.problem, "$error"), Content(""), Content.styled(str(model.path), "$text-muted")]
-    bits = f"{model.bpw:.2f} bits a weight" if model.bpw else figures.DASH
-    rows = [
-        ("architecture", one_line(model.architecture or figures.DASH)),
-        ("format", f"{model.format or figures.DASH}, {bits}"),
-        ("parameters", figures.count(model.parameters)),
-        ("on disk", figures.size(model.size)),
-        ("context", f"{figures.count(model.context)} tokens"),
-        ("template", "its own" if model.has_template else "none: a named one is used"),
-    ]
-    loaded = observed.loaded
-    if loaded is not None and loaded.model_dir == str(model.path):
-        rows += [
-            ("", ""),
-            ("on", loaded.device),
-            ("weights", figures.size(loaded.weight_bytes)),
-            ("cache", f"{figures.size(loaded.cache_bytes)} for {loaded.context:,} tokens"),
-            ("loaded in", figures.duration(loaded.seconds)),
-        ]
-    lines += [Content.assemble((f"{name:<14}", "$text-muted"), value) for name, value in rows]
-    return [*lines, Content(""), Content.styled(one_line(str(model.path)), "$text-muted")]
-
-
-def empty_lines(folders: Sequence[str]) -> list[Content]:
-    """What to do when there is no model."""
-    lines = [
-        Content("No model was found in"),
-        *(Content.styled(f"  {one_line(folder)}", "$accent") for folder in folders),
-        Content(""),
-    ]
-    return [*lines, Content("G gets one by name; another folder can be named in the settings file or with --models-dir.")]
-
-
-def loading_lines(observed: Observed, width: int) -> list[Content]:
-    """The progress of a load: what, how far, how fast, how long still."""
-    loading = observed.loading
-    if loading is None:
-        return []
-    name = one_line(loading.model_dir.rstrip("/").rpartition("/")[2])
-    done, total = (
-        (figures.size(loading.done), figures.size(loading.total)) if loading.unit == "B" else (str(loading.done), str(loading.total))
-    )
-    pieces = [f"{done} of {total}" if loading.total else ""]
-    if loading.rate and loading.unit == "B":
-        pieces.append(f"{figures.size(loading.rate)}/s")
-    if loading.seconds_left is not None and loading.total:
-        pieces.append(f"{figures.duration(loading.seconds_left)} left")
-    right = Content.styled(" · ".join(piece for piece in pieces if piece), "$text-muted")
-    return [
-        spread(Content.assemble((name, "bold"), f"  {STAGES.get(loading.stage, loading.stage)}"), right, width),
-        bar(loading.fraction, width),
-        Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
-    ]
-
-
-def transfer_lines(transfer: Transfer, width: int) -> list[Content]:
-    """The progress of a download, or how it ended."""
-    if transfer.error:
-        return [
-            Content.styled(transfer.error, "$error"),
-            *([Content.styled(transfer.hint, "$text-muted")] if transfer.hint else []),
-        ]
-    pieces = [f"{figures.size(transfer.done)} of {figures.size(transfer.total)}" if transfer.total else figures.size(transfer.done)]
-    if transfer.rate:
-        pieces.append(f"{figures.size(transfer.rate)}/s")
-        if transfer.total:
-            pieces.append(f"{figures.duration((transfer.total - transfer.done) / transfer.rate)} left")
-    right = Content.styled(" · ".join(pieces), "$text-muted")
-    return [
-        spread(Content.assemble((one_line(transfer.name), "bold"), f"  {transfer.stage}"), right, width),
-        bar(transfer.done / transfer.total if transfer.total else None, width, "$accent"),
-        Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
-    ]
-
-
-def _wrapped(text: str) -> list[Content]:
-    return [Content(line) for line in text.split("\n")]

@@ -20,22 +20,22 @@ from exltui.protocol import Sampling
 
 
 class MainScreen(Screen[None]):
-    """What stands where. What it shows is put in by the app."""
+    """What stands where. What it shows is put in by the app. ``ready``: whether the terminal can take a frame."""
 
     AUTO_FOCUS = "#prompt"
 
-    def __init__(self, observed: Observed, sampling: Sampling, defaults: Sampling, now: Callable[[], float]) -> None:
+    def __init__(self, observed: Observed, sampling: Sampling, now: Callable[[], float], ready: Callable[[], bool]) -> None:
         super().__init__()
         self._observed = observed
-        self._sampling, self._defaults = sampling, defaults
-        self._now = now
+        self._sampling = sampling
+        self._now, self._ready = now, ready
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):
             yield SessionsPane(self._now, id="sessions")
-            yield ConversationPane(id="centre")
+            yield ConversationPane(self._ready, id="centre")
             with Vertical(id="side"):
-                yield SamplerPane(self._sampling, self._defaults, id="sampler")
+                yield SamplerPane(self._sampling, Sampling(), id="sampler")
                 yield DevicesPane(self._observed, id="devices")
         yield StatusLine(id="status")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -61,6 +62,7 @@ class Transcript(ScrollView, can_focus=True):
         self._moving = False  # the scroll position is being changed by this class, not by a person
         self._grown: set[str] = set()  # ids with text that is not drawn yet
         self._timer: Timer | None = None
+        self.ready: Callable[[], bool] = lambda: True  # whether the terminal can take a frame
         self._laid_out = 0  # the width that rows are measured for
         self._page = 0  # the height of the view, until a resize has been dealt with the one before it
 
@@ -359,6 +361,8 @@ class Transcript(ScrollView, can_focus=True):
 
     def _draw_grown(self) -> None:
         """Draw what was fed since the last frame. The timer stops by itself when there is nothing."""
+        if not self.ready():
+            return
         if not self._grown and self._timer is not None:
             self._timer.pause()
         grown, self._grown = self._grown, set()
