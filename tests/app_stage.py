@@ -89,7 +89,7 @@ class PlainPreparer(Preparer):
 
 
 class Speaker:
-    """An engine that says what it is given: one of ``replies`` for each job, a word at every look, with the figures of a real one."""
+    """An engine that says what it is given: one of ``replies`` for each job, a word every tenth of a second of ``clock``."""
 
     def __init__(self, replies: list[str]) -> None:
         self.replies = deque(replies)
@@ -97,6 +97,8 @@ class Speaker:
         self._events: deque[protocol.Event] = deque([protocol.HostUp("2.13.0", ("cpu",), native=True)])
         self._jobs: dict[str, deque[str]] = {}
         self._said: dict[str, int] = {}
+        self._next: dict[str, float] = {}  # when each job says its next word
+        self.clock = Clock()
 
     def start(self) -> None: ...
 
@@ -112,6 +114,7 @@ class Speaker:
         elif isinstance(command, protocol.Submit):
             words = re.findall(r"\s*\S+", self.replies.popleft() if self.replies else "Nothing more.")
             self._jobs[command.job.id], self._said[command.job.id] = deque(words), 0
+            self._next[command.job.id] = self.clock() + 0.05
             self._events += [protocol.Queued(command.job.id, 20), protocol.Prefill(command.job.id, 20, 20, 8)]
         elif isinstance(command, protocol.Cancel) and command.id in self._jobs:
             self._finish(command.id, "cancelled")
@@ -122,10 +125,11 @@ class Speaker:
 
     def poll(self) -> list[protocol.Event]:
         for id, words in list(self._jobs.items()):
-            if words:
+            while words and self._next[id] <= self.clock():
                 self._said[id] += 1
+                self._next[id] += 0.1
                 self._events.append(protocol.Text(id, words.popleft(), 1))
-            else:
+            if not words and self._next[id] <= self.clock():
                 self._finish(id, "stop_token")
         events = list(self._events)
         self._events.clear()
@@ -149,6 +153,8 @@ class Stage:
         time.tzset()
         self.clock = Clock()
         self.wall = Clock(NOON)
+        if client is not None:
+            client.clock = self.clock
         self.client = client or ReplayClient(EVENTS / f"{log}.jsonl", self.clock)
         self.library = FixedLibrary([STARTER] if models is None else models)
         self.preparer = PlainPreparer()

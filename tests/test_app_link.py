@@ -107,7 +107,7 @@ def linear(lines: list[str], replies: list[str]) -> str:
     stage = Stage(client=Speaker(replies))
     stage.library.resolve = lambda name: stage.library.models[0].path
     clock = itertools.count()
-    stage.app.parts.clock = lambda: float(next(clock))
+    stage.app.parts.clock = stage.client.clock = lambda: float(next(clock))
     said: list[str] = []
     typed = iter(lines)
 

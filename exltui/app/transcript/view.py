@@ -34,7 +34,6 @@ KEPT_ROWS = 6000  # rows whose drawing is kept; those of entries far from the vi
 
 class Transcript(ScrollView, can_focus=True):
     """The conversation. Text is fed as it arrives; the widget collects it and repaints what changed, ten times a second.
-
     ``current`` is the id of the message under the message cursor, None when there is no cursor.
     Rows of entries that were never near the view are estimated; they are measured when they come near, and the view stays where it is.
     """
@@ -50,8 +49,8 @@ class Transcript(ScrollView, can_focus=True):
 
         id: str | None
 
-    def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
-        super().__init__(name=name, id=id, classes=classes)
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self.current: str | None = None
         self._items: list[Item] = []
         self._index: dict[str, int] = {}
@@ -135,17 +134,16 @@ class Transcript(ScrollView, can_focus=True):
     def fold(self, id: str) -> bool:
         """Show an entry's thoughts or put them away; False if there are none."""
         standing = self._standing()
-        if id not in self._index or not self._items[self._index[id]].fold():
-            return False
-        self._lay_out(standing)
-        return True
+        if folded := id in self._index and self._items[self._index[id]].fold():
+            self._lay_out(standing)
+        return folded
 
     def text(self, id: str) -> str:
         """The text of an entry as it was given."""
         return self._items[self._index[id]].entry.text
 
     def code_blocks(self, id: str) -> list[str]:
-        """The contents of the code blocks of an entry, in the order of their numbers (the first is number 1)."""
+        """The code blocks of an entry, in the order of their numbers (the first is number 1)."""
         return self._items[self._index[id]].code_blocks()
 
     def move_cursor(self, step: int) -> str | None:
@@ -159,7 +157,7 @@ class Transcript(ScrollView, can_focus=True):
         return self.current
 
     def select(self, id: str | None) -> None:
-        """Put the message cursor on an entry and bring it into view; None takes the cursor away."""
+        """Put the message cursor on an entry and bring it into view; None takes it away."""
         self._set_current(id if id in self._index else None)
         if self.current is not None:
             self._reveal(self._index[self.current])
@@ -363,7 +361,7 @@ class Transcript(ScrollView, can_focus=True):
         """Draw what was fed since the last frame. The timer stops by itself when there is nothing."""
         if not self.ready():
             return
-        if not self._grown and self._timer is not None:
+        if not self._grown and self._timer:
             self._timer.pause()
         grown, self._grown = self._grown, set()
         if self._laid_out:
