@@ -14,6 +14,7 @@ from exltui.app.screens.pick import Choice, PickScreen
 from exltui.chat.tree import new_id
 from exltui.errors import Cancelled, ExltuiError
 from exltui.models.catalog import ModelInfo
+from exltui.models.recommended import recommended
 from exltui.protocol import LoadOptions, Sampling
 from exltui.text import one_line
 
@@ -201,6 +202,8 @@ class ModelDesk:
             self._app.remember("last_model", event.model_dir)
             for note in event.notes:
                 self._app.tell(note)
+            directory = Path(event.model_dir)
+            self._app.work_aside(lambda: recommended(directory), self._recommended, self._app.fail)
             self._loaded()
         elif isinstance(event, protocol.LoadFailed):
             if self._screen is None:
@@ -208,6 +211,9 @@ class ModelDesk:
             self._redraw()
         elif isinstance(event, protocol.Unloaded):
             self._redraw()
+
+    def _recommended(self, sampling: Sampling | None) -> None:
+        self.model_sampling = sampling
 
     def _loaded(self) -> None:
         """The model is ready: the loader has done its work."""

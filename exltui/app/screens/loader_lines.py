@@ -67,7 +67,8 @@ def plan_lines(model: ModelInfo, options: LoadOptions, observed: Observed, width
         if found.longest
         else ""
     )
-    return [segments(shares, width), spread(Content.assemble(parts, "  ", verdict), Content.styled(more, "$text-muted"), width)]
+    right = Content.assemble((f"{more} · " if more and width >= 110 else "", "$text-muted"), verdict)
+    return [segments(shares, width), spread(parts, Content.assemble(" ", right), width)]
 
 
 def format_name(model: ModelInfo) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from exltui.app.actions import COMMANDS
 from exltui.app.keys import Action
-from exltui.app.widgets.bar import spread
+
+NAMES = 22  # cells for the names of the commands
 
 
 class CommandMenu(OptionList, can_focus=False):
@@ -29,12 +31,16 @@ class CommandMenu(OptionList, can_focus=False):
         self.display = bool(self._fitting)
         if not self.display:
             return
-        width = max(20, self.size.width - 3) if self.size.width else 60
         self.clear_options()
         for action in self._fitting:
-            left = Content.assemble((f" /{action.slash}", "$accent"))
-            self.add_option(Option(spread(left, Content.styled(f"  {action.help}", "$text-muted"), width)))
+            line = Content.assemble((f" /{action.slash:<{NAMES}}", "$accent"), (f" {action.help}", "$text-muted"))
+            self.add_option(Option(line.truncate(max(NAMES, self.parent_width - 6), ellipsis=True)))
         self.highlighted = 0
+
+    @property
+    def parent_width(self) -> int:
+        """Cells of the pane; the menu's own width is not known before it is shown."""
+        return self.parent.size.width if isinstance(self.parent, Widget) else 0
 
     def press(self, key: str, text: str) -> str | None:
         """Take a key of the prompt: the text that it makes of the prompt's, or None if the key is not for the menu."""
