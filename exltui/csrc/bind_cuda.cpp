@@ -123,23 +123,25 @@ std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const s
       panel.scales = halves(scales[i]);
     }
     panel.words = static_cast<const uint32_t*>(w.data_ptr());
-    panel.cost = bits;
+    const bool whole = panel.bits != exltui::kDenseBits && panel.tiles % exltui::kStepTiles == 0 && (1 << panel.group_shift) >= exltui::kStepTiles;
+    panel.steps = whole ? panel.tiles / exltui::kStepTiles : panel.tiles;
+    panel.cost = bits * (panel.tiles / panel.steps);
     panel.start = start;
-    start += panel.tiles * panel.columns * panel.cost;
+    start += panel.steps * panel.columns * panel.cost;
     panels.push_back(panel);
   }
   return panels;
 }
 
-// Cut the line of costs into equal shares: a grid that fills the chip once, but at least two tiles a warp.
+// Cut the line of costs into equal shares: a grid that fills the chip once, but at least a step a warp.
 int cut(exltui::LinearSmall& work, int multiprocessors) {
   int total = 0, dearest = 1;
   for (int i = 0; i < work.panel_count; ++i) {
-    total += work.panels[i].tiles * work.panels[i].columns * work.panels[i].cost;
+    total += work.panels[i].steps * work.panels[i].columns * work.panels[i].cost;
     dearest = std::max(dearest, work.panels[i].cost);
   }
   const int warps_of_block = exltui::kLinearSmallWarps;
-  const int blocks = std::clamp(total / (warps_of_block * 2 * dearest), 1, multiprocessors * exltui::kLinearSmallBlocks);
+  const int blocks = std::clamp(total / (warps_of_block * dearest), 1, multiprocessors * exltui::kLinearSmallBlocks);
   work.warps = blocks * warps_of_block;
   work.share = total / work.warps;
   if (work.share < dearest) {  // a tiny matrix: one block; warps without a tile do nothing, but every share must hold a tile
@@ -153,7 +155,7 @@ int cut(exltui::LinearSmall& work, int multiprocessors) {
   std::vector<int> of_unit(work.units, 0);
   for (int i = 0; i < work.panel_count; ++i) {
     const exltui::Panel& panel = work.panels[i];
-    for (int column = 0; column < panel.columns; ++column) of_unit[panel.first_unit + column] += panel.tiles * panel.cost / work.share + 2;
+    for (int column = 0; column < panel.columns; ++column) of_unit[panel.first_unit + column] += panel.steps * panel.cost / work.share + 2;
   }
   for (const int count : of_unit) work.slots = std::max(work.slots, count);
   return blocks;
@@ -324,8 +326,10 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   work.t = static_cast<int>(q.size(0)), work.b = static_cast<int>(lengths.size(0));
   work.h = static_cast<int>(q.size(1)), work.g = static_cast<int>(k.size(2)), work.d = static_cast<int>(q.size(2));
   const int units = work.t * work.g * ((work.h / work.g + 7) / 8);
-  // Three blocks a multiprocessor fit with head dimension 128; a split is at least four tiles of 16 tokens.
-  work.splits = std::clamp((3 * device.multiprocessors + units - 1) / units, 1, std::min(64, work.table_width * 4));
+  // A block of 16-bit keys fills half the registers of a multiprocessor or more, others leave room for two; a split is two tiles of 16
+  // tokens a warp, 256 tokens.
+  const int blocks = device.multiprocessors * (bits[0] == 16 ? 1 : 2);
+  work.splits = std::clamp((blocks + units - 1) / units, 1, std::min(64, work.table_width));
   work.scale = static_cast<float>(scale), work.softcap = static_cast<float>(softcap), work.window = static_cast<int>(window);
   const Tensor y = at::empty({work.t, int64_t{work.h} * work.d}, q.options());
   work.y = halves(y);

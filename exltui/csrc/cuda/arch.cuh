@@ -131,11 +131,16 @@ __device__ __forceinline__ void prefetch_line(const void* address) {
 }
 
 // Read what another block of this launch has written (past the first-level cache, which may hold an older copy).
-__device__ __forceinline__ float load_shared_by_blocks(const float* address) {
+template <typename T>
+__device__ __forceinline__ T load_shared_by_blocks(const T* address) {
 #if EXLTUI_PTX
   return __ldcg(address);
 #else
-  return *reinterpret_cast<const volatile float*>(address);
+  T result;
+  for (unsigned i = 0; i < sizeof(T) / 4; ++i) {
+    reinterpret_cast<float*>(&result)[i] = reinterpret_cast<const volatile float*>(address)[i];
+  }
+  return result;
 #endif
 }
 
@@ -146,14 +151,14 @@ __device__ __forceinline__ float load_shared_by_blocks(const float* address) {
 //   d: {(r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1)}.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if EXLTUI_PTX && __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #elif EXLTUI_PTX && __CUDA_ARCH__ >= 750
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(b0));
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[2]), "r"(a[3]), "r"(b1));
 #else
@@ -179,7 +184,7 @@ __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const uint32_t (
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
 #if EXLTUI_PTX
   uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
   return result;
 #else
   const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);

@@ -1,6 +1,6 @@
 // Row attend for a few query tokens: each attends to its sequence's pages, which are read as they are stored (16, 8 or 4 bits).
 //
-// How the work is cut. A block takes (token, KV head, split of the sequence); its four warps take a quarter of the split each and run
+// How the work is cut. A block takes (token, KV head, split of the sequence); its eight warps take an eighth of the split each and run
 // online softmax on their own; sums meet in shared memory, splits in the workspace, where the last block to arrive adds them in
 // order. All query heads of a KV head (up to eight) are the columns of the tensor-core products, keys are operand A of q k (16 tokens
 // by 16 dimensions, in the order of linear_small: a lane loads eight neighbouring dimensions of a token at once), values are
@@ -15,7 +15,7 @@
 namespace exltui {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kTile = 16;     // tokens of a product
 constexpr int kColumns = 8;   // query heads of a product
@@ -177,11 +177,11 @@ __device__ __forceinline__ Place find_place(const AttendDecode& work, int token,
   place.length = work.lengths[sequence] - (work.query_start[sequence + 1] - 1 - token);
   place.first = work.window > 0 ? max(0, place.length - work.window) : 0;
   const int begin = place.first / kTile, end = (place.length + kTile - 1) / kTile, tiles = max(end - begin, 1);
-  const int each = max((tiles + work.splits - 1) / work.splits, kWarps);
+  const int each = max((tiles + work.splits - 1) / work.splits, 2 * kWarps);  // two tiles a warp pay for a merge
   place.splits = (tiles + each - 1) / each;
-  const int from = begin + split * each, to = min(from + each, end), quarter = (each + kWarps - 1) / kWarps;
-  place.tiles_from = min(from + warp * quarter, to);
-  place.tiles_to = min(from + (warp + 1) * quarter, to);
+  const int from = begin + split * each, to = min(from + each, end), part = (each + kWarps - 1) / kWarps;
+  place.tiles_from = min(from + warp * part, to);
+  place.tiles_to = min(from + (warp + 1) * part, to);
   return place;
 }
 
@@ -329,9 +329,9 @@ __device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Sha
   }
 }
 
-// The four warps' sums into sums[0], in the order of the warps, relative to the largest score of all; weight[0] and largest[0] too.
+// The warps' sums into sums[0], in the order of the warps, relative to the largest score of all; weight[0] and largest[0] too.
 template <int kDim>
-__device__ __forceinline__ void merge_warps(Shared<kDim>& shared, Running<kDim>& running) {
+__device__ __forceinline__ void merge_warps(Shared<kDim>& shared, Running<kDim>& running, int heads) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4;
 #pragma unroll
   for (int column = 0; column < 2; ++column) {
@@ -346,11 +346,11 @@ __device__ __forceinline__ void merge_warps(Shared<kDim>& shared, Running<kDim>&
   for (int m = 0; m < kDim / 16; ++m) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      shared.sums[warp][2 * pair + i % 2][m / 4 * 64 + row * 8 + m % 4 * 2 + i / 2] = running.value[m][i];
+      if (2 * pair + i % 2 < heads) shared.sums[warp][2 * pair + i % 2][m / 4 * 64 + row * 8 + m % 4 * 2 + i / 2] = running.value[m][i];
     }
   }
   __syncthreads();
-  for (int at = threadIdx.x; at < kColumns * kDim; at += kThreads) {
+  for (int at = threadIdx.x; at < heads * kDim; at += kThreads) {
     const int column = at / kDim, i = at % kDim;
     float largest = kHidden, sum = 0.0f;
 #pragma unroll
@@ -363,7 +363,9 @@ __device__ __forceinline__ void merge_warps(Shared<kDim>& shared, Running<kDim>&
   if (threadIdx.x < kColumns) {
     const int column = threadIdx.x;
     float largest = kHidden, weight = 0.0f;
+#pragma unroll
     for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, shared.largest[w][column]);
+#pragma unroll
     for (int w = 0; w < kWarps; ++w) weight += exp2f(shared.largest[w][column] - largest) * shared.weight[w][column];
     shared.largest[0][column] = largest;
     shared.weight[0][column] = weight;
@@ -372,47 +374,58 @@ __device__ __forceinline__ void merge_warps(Shared<kDim>& shared, Running<kDim>&
 }
 
 // Hand this block's sums over and, in the last block to arrive, add all splits in order. Returns whether this block finishes.
+// Workspace of a unit: sums [splits, 8, d], then largest and weight [splits, 8, 2].
 template <int kDim>
-__device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kDim>& shared, int unit, int split, int splits) {
-  constexpr int kRow = kDim + 2;
-  float* base = work.partials + static_cast<size_t>(unit) * work.splits * kColumns * kRow;
-  float* mine = base + static_cast<size_t>(split) * kColumns * kRow;
-  for (int at = threadIdx.x; at < kColumns * kDim; at += kThreads) mine[at / kDim * kRow + at % kDim] = shared.sums[0][at / kDim][at % kDim];
-  if (threadIdx.x < kColumns) {
-    mine[threadIdx.x * kRow + kDim] = shared.largest[0][threadIdx.x];
-    mine[threadIdx.x * kRow + kDim + 1] = shared.weight[0][threadIdx.x];
+__device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kDim>& shared, int unit, int split, int splits, int heads) {
+  static_assert(kWarps == kColumns, "a warp weighs the splits of one column");
+  constexpr int kQuads = kDim / 4;
+  float* base = work.partials + static_cast<size_t>(unit) * work.splits * kColumns * (kDim + 2);
+  float4* sums = reinterpret_cast<float4*>(base);
+  float2* stats = reinterpret_cast<float2*>(base + static_cast<size_t>(work.splits) * kColumns * kDim);
+  for (int at = threadIdx.x; at < heads * kQuads; at += kThreads) {
+    sums[split * kColumns * kQuads + at] = reinterpret_cast<const float4*>(shared.sums[0])[at];
   }
+  if (threadIdx.x < kColumns) stats[split * kColumns + threadIdx.x] = make_float2(shared.largest[0][threadIdx.x], shared.weight[0][threadIdx.x]);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) shared.last = atomicAdd(work.counters + unit, 1) == splits - 1;
   __syncthreads();
   if (!shared.last) return false;
   __threadfence();
-  if (threadIdx.x < kColumns) {
-    const float* column = base + threadIdx.x * kRow + kDim;
-    float largest = kHidden, weight = 0.0f;
-    for (int s = 0; s < splits; ++s) largest = fmaxf(largest, load_shared_by_blocks(column + s * kColumns * kRow));
-    for (int s = 0; s < splits; ++s) {
-      const float share = exp2f(load_shared_by_blocks(column + s * kColumns * kRow) - largest);
-      shared.share[threadIdx.x][s] = share;
-      weight += share * load_shared_by_blocks(column + s * kColumns * kRow + 1);
-    }
-    shared.weight[0][threadIdx.x] = weight;
+  const int column = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  float2 own[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int s = lane + i * kWarp;
+    own[i] = s < splits ? load_shared_by_blocks(stats + s * kColumns + column) : make_float2(kHidden, 0.0f);
   }
+  const float largest = warp_max(fmaxf(own[0].x, own[1].x));
+  float weight = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float share = exp2f(own[i].x - largest);
+    shared.share[column][lane + i * kWarp] = share;
+    weight += share * own[i].y;
+  }
+  weight = warp_sum(weight);
+  if (lane == 0) shared.weight[0][column] = weight;
   __syncthreads();
-  for (int at = threadIdx.x; at < kColumns * kDim; at += kThreads) {
-    const int column = at / kDim, i = at % kDim;
-    float sum = 0.0f;
+  for (int at = threadIdx.x; at < heads * kQuads; at += kThreads) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8
-    for (int s = 0; s < splits; ++s) sum += shared.share[column][s] * load_shared_by_blocks(base + (s * kColumns + column) * kRow + i);
-    shared.sums[0][column][i] = sum;
+    for (int s = 0; s < splits; ++s) {
+      const float4 part = load_shared_by_blocks(sums + s * kColumns * kQuads + at);
+      const float share = shared.share[at / kQuads][s];
+      sum.x += share * part.x, sum.y += share * part.y, sum.z += share * part.z, sum.w += share * part.w;
+    }
+    reinterpret_cast<float4*>(shared.sums[0])[at] = sum;
   }
   if (threadIdx.x == 0) work.counters[unit] = 0;
   return true;
 }
 
 template <int kDim, int kKeyBits, int kValueBits>
-__global__ void __launch_bounds__(kThreads) attend_decode_kernel(EXLTUI_PARAMETER AttendDecode work) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 && kKeyBits != 16 ? 2 : 1) attend_decode_kernel(EXLTUI_PARAMETER AttendDecode work) {
   extern __shared__ __align__(16) unsigned char storage[];
   Shared<kDim>& shared = *reinterpret_cast<Shared<kDim>*>(storage);
   let_next_start();
@@ -434,10 +447,10 @@ __global__ void __launch_bounds__(kThreads) attend_decode_kernel(EXLTUI_PARAMETE
   running.largest[0] = running.largest[1] = kHidden;
   running.weight[0] = running.weight[1] = 0.0f;
   attend_tiles<kDim, kKeyBits, kValueBits>(work, shared, place, kv_head, running);
-  merge_warps<kDim>(shared, running);
-  if (place.splits > 1 && !merge_splits<kDim>(work, shared, token * gridDim.y + blockIdx.y, split, place.splits)) return;
+  merge_warps<kDim>(shared, running, heads);
+  if (place.splits > 1 && !merge_splits<kDim>(work, shared, token * gridDim.y + blockIdx.y, split, place.splits, heads)) return;
   __syncthreads();
-  for (int at = threadIdx.x; at < kColumns * kDim; at += kThreads) shared.sums[0][at / kDim][at % kDim] /= shared.weight[0][at / kDim];
+  for (int at = threadIdx.x; at < heads * kDim; at += kThreads) shared.sums[0][at / kDim][at % kDim] /= shared.weight[0][at / kDim];
   __syncthreads();
   write_heads<kDim, kValueBits>(work, shared, token, head, heads);
 }

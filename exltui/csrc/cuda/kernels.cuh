@@ -19,6 +19,7 @@ enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3 };
 constexpr int kMaxPanels = 18;    // three fused matrices of six bit widths
 constexpr int kMaxTokens = 8;     // columns of one tensor-core product
 constexpr int kDenseBits = 16;    // "bits" of an fp16 panel
+constexpr int kStepTiles = 4;
 constexpr int kGptqBits = 20;     // 4-bit codes with a zero point for every group and column
 
 // With more than one token x is normalised and in stored order already (norm_rows): `norm` and `order` are null.
@@ -30,12 +31,13 @@ struct Panel {
   const __half* scales;   // [columns, tiles >> group_shift, 8, 4] (GPTQ: [.., 8, 8], the last 4 are 8 - zero); null when dense
   int bits;               // 2, 3, 4, 5, 6, 8, kDenseBits or kGptqBits
   int tiles;              // k-tiles in the panel
+  int steps;              // of a warp through a column: each of one tile, or of kStepTiles that share their scales
   int columns;            // n-tiles
   int group_shift;        // log2 of the tiles that share one row of scales
   int first_tile;         // the panel's first k-tile within x (stored order)
   int first_unit;         // the output unit (32 out-features) of its first column
   int part;               // 1: the "up" half of a gated pair, else 0
-  int cost;               // relative cost of a tile; the work is cut by it
+  int cost;               // relative cost of a step; the work is cut by it
   int start;              // cost of all panels before this one
 };
 

@@ -35,9 +35,9 @@ __device__ __forceinline__ void* unordered_x(const LinearSmall& work) {
 }
 constexpr int kPrefetchLines = 64;  // 8 KB a warp: with 16 of them what a multiprocessor reads in four microseconds
 
-// Stages of registers between a load and its use: about 40 registers each way, 32-64 KB a multiprocessor.
-template <int kBits>
-constexpr int kDepth = kBits == 2 ? 10 : kBits <= 4 ? 8 : kBits == 5 ? 6 : kBits == 6 ? 5 : kBits == 8 ? 4 : 2;
+// Steps of registers between a load and its use: 40 to 64 registers, 80 to 128 KB a multiprocessor.
+template <int kBits, int kTiles>
+constexpr int kDepth = kBits == kDenseBits ? 3 : kBits * kTiles >= 20 ? 2 : kBits * kTiles >= 16 ? 3 : kBits * kTiles >= 8 ? 4 : 8;
 
 __device__ __forceinline__ int share_start(const LinearSmall& work, int warp) {
   return warp * work.share + min(warp, work.share_rest);
@@ -50,10 +50,10 @@ __device__ __forceinline__ int owner(const LinearSmall& work, int point) {
   return work.share_rest + (point - longer) / work.share;
 }
 
-// The first tile of the panel that starts at or after `point`.
-__device__ __forceinline__ int tile_at(const Panel& panel, int point) {
-  const int ahead = point - panel.start, tiles = panel.tiles * panel.columns;
-  return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, tiles);
+// The first step of the panel that starts at or after `point`.
+__device__ __forceinline__ int step_at(const Panel& panel, int point) {
+  const int ahead = point - panel.start, steps = panel.steps * panel.columns;
+  return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, steps);
 }
 
 // How many partial sums an output unit collects, and which of them is this warp's.
@@ -69,8 +69,8 @@ __device__ __forceinline__ Contribution contribution(const LinearSmall& work, in
     const Panel& panel = work.panels[i];
     const int column = unit - panel.first_unit;
     if (column < 0 || column >= panel.columns) continue;
-    const int from = panel.start + column * panel.tiles * panel.cost;
-    const int first = owner(work, from), last = owner(work, from + (panel.tiles - 1) * panel.cost);
+    const int from = panel.start + column * panel.steps * panel.cost;
+    const int first = owner(work, from), last = owner(work, from + (panel.steps - 1) * panel.cost);
     if (i == panel_index) found.slot = found.all + warp - first;
     found.all += last - first + 1;
     if (panel.part == 0) found.first += last - first + 1;
@@ -198,6 +198,32 @@ struct Sums {
   }
 };
 
+// Partial sums [from, to) of this lane's out-feature, in order. Many loads are in flight at a time.
+template <int kTokens>
+__device__ __forceinline__ void add_slots(const float* base, int from, int to, int tokens, float (&sums)[kTokens]) {
+#pragma unroll kTokens == 1 ? 16 : 4
+  for (int slot = from; slot < to; ++slot) {
+#pragma unroll
+    for (int token = 0; token < kTokens; ++token) {
+      if (token < tokens) sums[token] += load_shared_by_blocks(base + (slot * tokens + token) * 32);
+    }
+  }
+}
+
+template <int kTokens>
+__device__ __forceinline__ void finish_unit(const LinearSmall& work, int unit, const Contribution& mine, const float* base) {
+  const int lane = threadIdx.x % kWarp, feature = unit * 32 + (lane % 4) * 8 + lane / 4;
+  float sums[kTokens], ups[kTokens];
+#pragma unroll
+  for (int token = 0; token < kTokens; ++token) sums[token] = ups[token] = 0.0f;
+  add_slots<kTokens>(base + lane, 0, mine.first, work.tokens, sums);
+  add_slots<kTokens>(base + lane, mine.first, mine.all, work.tokens, ups);
+#pragma unroll
+  for (int token = 0; token < kTokens; ++token) {
+    if (token < work.tokens) write_result(work, token, feature, sums[token], ups[token]);
+  }
+}
+
 // Hand a column's sums over; the last warp to do so for the unit adds all of them, in a fixed order, and writes the result.
 __device__ __noinline__ void hand_over(int panel_index, int column, int warp, const Sums sums) {
   const LinearSmall& work = job();
@@ -224,14 +250,10 @@ __device__ __noinline__ void hand_over(int panel_index, int column, int warp, co
   }
   if (!last) return;
   __threadfence();
-  const int feature = unit * 32 + (lane % 4) * 8 + lane / 4;
-  for (int token = 0; token < work.tokens; ++token) {
-    float sum = 0.0f, up = 0.0f;
-#pragma unroll 8
-    for (int slot = 0; slot < mine.first; ++slot) sum += load_shared_by_blocks(base + (slot * work.tokens + token) * 32 + lane);
-#pragma unroll 8
-    for (int slot = mine.first; slot < mine.all; ++slot) up += load_shared_by_blocks(base + (slot * work.tokens + token) * 32 + lane);
-    write_result(work, token, feature, sum, up);
+  if (work.tokens == 1) {
+    finish_unit<1>(work, unit, mine, base);
+  } else {
+    finish_unit<kMaxTokens>(work, unit, mine, base);
   }
   if (lane == 0 && mine.all > 1) work.counters[unit] = 0;
 }
@@ -248,12 +270,11 @@ struct Prologue {
   }
 };
 
-// Ask for the lines of a panel's words that no load has asked for yet, and of its scales, as far as kPrefetchLines go.
-__device__ __forceinline__ void prefetch_panel(const Panel& panel, int from, int to, int tile_words, int loaded) {
-  const int lane = threadIdx.x % kWarp, lines_of_tile = tile_words / 32;
-  const char* words = reinterpret_cast<const char*>(panel.words) + static_cast<size_t>(from) * tile_words * 4;
-  const int lines = min((to - from) * lines_of_tile, kPrefetchLines);
-  for (int line = loaded * lines_of_tile + lane; line < lines; line += kWarp) prefetch_line(words + line * 128);
+// Ask for the lines of words [from, to) steps into a panel that no load has asked for yet, as far as kPrefetchLines go.
+__device__ __forceinline__ void prefetch_panel(const Panel& panel, int from, int to, int step_lines, int loaded) {
+  const int lane = threadIdx.x % kWarp, lines = min((to - from) * step_lines, kPrefetchLines);
+  const char* words = reinterpret_cast<const char*>(panel.words) + static_cast<size_t>(from) * step_lines * 128;
+  for (int line = loaded * step_lines + lane; line < lines; line += kWarp) prefetch_line(words + line * 128);
 }
 
 // A lane's registers of one tile after the other.
@@ -295,124 +316,130 @@ struct Source<kDenseBits> {  // plain rows: eight neighbouring values of each of
   }
 };
 
-// Stream one warp's tiles [from, to) of a panel: loads run kDepth tiles ahead of the products.
-template <int kTag>
+// Stream one warp's steps [from, to) of a panel, of kTiles tiles each: loads run kDepth steps ahead of the products. A step has one row
+// of scales. Columns of the products that no token has hold whatever token 0 gives; nobody reads them.
+template <int kTag, int kTiles>
 __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, int warp, Prologue& prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
-  const LinearSmall& work = job();
-  const __half* xs = staged_x();
   constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
-  constexpr int kStages = kZeros ? 6 : kDepth<kBits>;
+  constexpr int kStages = kDepth<kBits, kTiles>;
+  constexpr uint32_t kOnes = 0x3c003c00u;
   using ScaleWord = typename std::conditional<kZeros, uint4, uint2>::type;
+  const LinearSmall& work = job();
   const Panel& panel = work.panels[panel_index];
-  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4;
-  Source<kBits> source(panel, from, lane);
+  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4, steps = panel.steps, shift = panel.group_shift;
+  Source<kBits> source(panel, from * kTiles, lane);
   const ScaleWord* scales = reinterpret_cast<const ScaleWord*>(panel.scales) + row;
-  const int group_mask = (1 << panel.group_shift) - 1, shift = panel.group_shift, tiles = panel.tiles;
-  const bool has_token = row < work.tokens;
-  const uint4* x_lane = reinterpret_cast<const uint4*>(xs + static_cast<size_t>(has_token ? row : 0) * row_stride(work.k_padded) +
-                                                       panel.first_tile * 32 + pair * 8);
+  const uint4* x_first = reinterpret_cast<const uint4*>(
+      staged_x() + static_cast<size_t>(row < work.tokens ? row : 0) * row_stride(work.k_padded) + panel.first_tile * 32 + pair * 8);
 
-  uint32_t stage[kStages][kBits];
+  uint32_t stage[kStages][kTiles][kBits];
   ScaleWord scale[kStages];
 #pragma unroll
   for (int s = 0; s < kStages; ++s) {
     if (from + s < to) {
-      source.next(stage[s]);
-      if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((from + s) >> shift) * 8);
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) source.next(stage[s][i]);
+      if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((from + s) * kTiles >> shift) * 8);
     }
   }
-
   if (prologue.pending) {
-    if constexpr (kScaled) prefetch_panel(panel, from, to, kBits * kWarp, kStages);
+    if constexpr (kScaled) prefetch_panel(panel, from, to, kBits * kTiles, kStages);
     prologue.run();
   }
 
-  Sums total, group;
-  float x_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of x over the group, for zero points: rows of ones times x
-  total.clear(), group.clear();
-  int column = from / tiles, tile = from % tiles;
+  Sums total;
+  total.clear();
+  int column = from / steps, step = from % steps;
+  const uint4* x = x_first + step * kTiles * 4;
   for (int base = from; base < to; base += kStages) {
 #pragma unroll
     for (int s = 0; s < kStages; ++s) {
       const int at = base + s;
       if (at < to) {
-        uint32_t a[16];
-        unpack<kBits>(stage[s], a);
+        const bool more = at + kStages < to;
         const ScaleWord scale_now = scale[s];
-        if (at + kStages < to) {
-          source.next(stage[s]);
-          if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((at + kStages) >> shift) * 8);
-        }
-        uint4 b = x_lane[tile * 4];
-        if (!has_token) b = make_uint4(0u, 0u, 0u, 0u);
+        Sums group;
+        float x_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of x over the step, for zero points: rows of ones times x
+        group.clear();
         float(&sums)[2][4] = kScaled ? group.value : total.value;
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply_16x8x16(sums[m], {a[8 * m], a[8 * m + 1], a[8 * m + 2], a[8 * m + 3]}, b.x, b.y);
-          multiply_16x8x16(sums[m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
-        }
-        if constexpr (kZeros) {
-          constexpr uint32_t kOnes = 0x3c003c00u;
-          multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
-          multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
-        }
-        const bool leaves_column = tile == tiles - 1 || at == to - 1;
-        if constexpr (kScaled) {
-          if ((at & group_mask) == group_mask || leaves_column) {
-            const float2 low = __half22float2(as_half2(scale_now.x)), high = __half22float2(as_half2(scale_now.y));
-            const float of_row[4] = {low.x, low.y, high.x, high.y};
-            float zero[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            if constexpr (kZeros) {
-              const float2 zl = __half22float2(as_half2(scale_now.z)), zh = __half22float2(as_half2(scale_now.w));
-              zero[0] = zl.x, zero[1] = zl.y, zero[2] = zh.x, zero[3] = zh.y;
-            }
+        for (int i = 0; i < kTiles; ++i) {
+          const uint4 b = x[4 * i];
+          uint32_t a[16];
+          unpack<kBits>(stage[s][i], a);
+          if (more) source.next(stage[s][i]);
 #pragma unroll
-            for (int m = 0; m < 2; ++m) {
+          for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m], a[8 * m + 1], a[8 * m + 2], a[8 * m + 3]}, b.x, b.y);
 #pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                float sum = group.value[m][i];
-                if constexpr (kZeros) sum += zero[2 * m + i / 2] * x_sums[i % 2];
-                total.value[m][i] += of_row[2 * m + i / 2] * sum;
-              }
-            }
-            group.clear();
-            if constexpr (kZeros) x_sums[0] = x_sums[1] = x_sums[2] = x_sums[3] = 0.0f;
+          for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
+          if constexpr (kZeros) {
+            multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
+            multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
           }
         }
-        ++tile;
-        if (leaves_column) {
+        if constexpr (kScaled) {
+          if (more) scale[s] = load_stream(scales + static_cast<size_t>((at + kStages) * kTiles >> shift) * 8);
+          const float2 low = __half22float2(as_half2(scale_now.x)), high = __half22float2(as_half2(scale_now.y));
+          const float of_row[4] = {low.x, low.y, high.x, high.y};
+          float zero[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          if constexpr (kZeros) {
+            const float2 zl = __half22float2(as_half2(scale_now.z)), zh = __half22float2(as_half2(scale_now.w));
+            zero[0] = zl.x, zero[1] = zl.y, zero[2] = zh.x, zero[3] = zh.y;
+          }
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              float sum = group.value[m][i];
+              if constexpr (kZeros) sum += zero[2 * m + i / 2] * x_sums[i % 2];
+              total.value[m][i] += of_row[2 * m + i / 2] * sum;
+            }
+          }
+        }
+        x += kTiles * 4;
+        ++step;
+        if (step == steps || at == to - 1) {
           hand_over(panel_index, column, warp, total);
           total.clear();
-          tile = 0, ++column;
+          step = 0, ++column, x = x_first;
         }
       }
     }
   }
 }
 
-// Not inlined, so that each width has its registers to itself: inlined side by side the eight of them spill in their loops.
-template <int kTag>
+// Not inlined, so that each width has its registers to itself: inlined side by side they spill in their loops.
+template <int kTag, int kTiles>
 __device__ __noinline__ void stream_panel_apart(int panel_index, int from, int to, int warp, Prologue& prologue) {
-  stream_panel<kTag>(panel_index, from, to, warp, prologue);
+  stream_panel<kTag, kTiles>(panel_index, from, to, warp, prologue);
 }
 
-__device__ __forceinline__ void stream_any_panel(int bits, int panel_index, int from, int to, int warp, Prologue& prologue) {
-  switch (bits) {
-    case 2: stream_panel_apart<2>(panel_index, from, to, warp, prologue); break;
-    case 3: stream_panel_apart<3>(panel_index, from, to, warp, prologue); break;
-    case 4: stream_panel_apart<4>(panel_index, from, to, warp, prologue); break;
-    case 5: stream_panel_apart<5>(panel_index, from, to, warp, prologue); break;
-    case 6: stream_panel_apart<6>(panel_index, from, to, warp, prologue); break;
-    case 8: stream_panel_apart<8>(panel_index, from, to, warp, prologue); break;
-    case kGptqBits: stream_panel_apart<kGptqBits>(panel_index, from, to, warp, prologue); break;
-    default: stream_panel_apart<kDenseBits>(panel_index, from, to, warp, prologue); break;
+template <int kTag>
+__device__ __forceinline__ void stream_steps(int tiles, int panel_index, int from, int to, int warp, Prologue& prologue) {
+  if (tiles == kStepTiles) {
+    stream_panel_apart<kTag, kStepTiles>(panel_index, from, to, warp, prologue);
+  } else {
+    stream_panel_apart<kTag, 1>(panel_index, from, to, warp, prologue);
   }
 }
 
-// kTag: the one width of all panels, or 0 for a mixture.
-template <int kTag>
+__device__ __forceinline__ void stream_any_panel(int bits, int tiles, int panel_index, int from, int to, int warp, Prologue& prologue) {
+  switch (bits) {
+    case 2: stream_steps<2>(tiles, panel_index, from, to, warp, prologue); break;
+    case 3: stream_steps<3>(tiles, panel_index, from, to, warp, prologue); break;
+    case 4: stream_steps<4>(tiles, panel_index, from, to, warp, prologue); break;
+    case 5: stream_steps<5>(tiles, panel_index, from, to, warp, prologue); break;
+    case 6: stream_steps<6>(tiles, panel_index, from, to, warp, prologue); break;
+    case 8: stream_steps<8>(tiles, panel_index, from, to, warp, prologue); break;
+    case kGptqBits: stream_steps<kGptqBits>(tiles, panel_index, from, to, warp, prologue); break;
+    default: stream_panel_apart<kDenseBits, 1>(panel_index, from, to, warp, prologue); break;
+  }
+}
+
+// kTag: the one width of all panels, whose steps are kTiles tiles, or 0 for a mixture.
+template <int kTag, int kTiles>
 __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
   let_next_start();
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearSmall) / 4); i += kThreads) {
@@ -430,12 +457,12 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
   }
   for (int i = 0; i < work.panel_count; ++i) {
     const Panel& panel = work.panels[i];
-    const int from = tile_at(panel, start), to = tile_at(panel, end);
+    const int from = step_at(panel, start), to = step_at(panel, end);
     if (from >= to) continue;
     if constexpr (kTag != 0) {
-      stream_panel<kTag>(i, from, to, warp, prologue);
+      stream_panel<kTag, kTiles>(i, from, to, warp, prologue);
     } else {
-      stream_any_panel(panel.bits, i, from, to, warp, prologue);
+      stream_any_panel(panel.bits, panel.tiles / panel.steps, i, from, to, warp, prologue);
     }
   }
   if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
@@ -443,20 +470,22 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
 
 using Kernel = void (*)(LinearSmall);
 
-// The kernel of these panels' common width, or the one for mixtures.
+// The kernel of these panels' common width in whole steps, or the one for mixtures.
 Kernel choose(const LinearSmall& work) {
-  for (int i = 1; i < work.panel_count; ++i) {
-    if (work.panels[i].bits != work.panels[0].bits) return linear_small_kernel<0>;
+  const int bits = work.panels[0].bits, whole = bits == kDenseBits ? 1 : kStepTiles;
+  for (int i = 0; i < work.panel_count; ++i) {
+    const Panel& panel = work.panels[i];
+    if (panel.bits != bits || panel.tiles != panel.steps * whole) return linear_small_kernel<0, 1>;
   }
-  switch (work.panels[0].bits) {
-    case 2: return linear_small_kernel<2>;
-    case 3: return linear_small_kernel<3>;
-    case 4: return linear_small_kernel<4>;
-    case 5: return linear_small_kernel<5>;
-    case 6: return linear_small_kernel<6>;
-    case 8: return linear_small_kernel<8>;
-    case kGptqBits: return linear_small_kernel<kGptqBits>;
-    default: return linear_small_kernel<kDenseBits>;
+  switch (bits) {
+    case 2: return linear_small_kernel<2, kStepTiles>;
+    case 3: return linear_small_kernel<3, kStepTiles>;
+    case 4: return linear_small_kernel<4, kStepTiles>;
+    case 5: return linear_small_kernel<5, kStepTiles>;
+    case 6: return linear_small_kernel<6, kStepTiles>;
+    case 8: return linear_small_kernel<8, kStepTiles>;
+    case kGptqBits: return linear_small_kernel<kGptqBits, kStepTiles>;
+    default: return linear_small_kernel<kDenseBits, 1>;
   }
 }
 
