@@ -99,8 +99,8 @@ constexpr int kPanelFields = 7;  // tag, tiles, columns, group_shift, first_tile
 std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const std::vector<Tensor>& scales, at::IntArrayRef fields) {
   TORCH_CHECK(fields.size() == words.size() * kPanelFields && scales.size() == words.size(), "linear: panels do not fit their fields");
   TORCH_CHECK(!words.empty() && words.size() <= exltui::kMaxPanels, "linear: ", words.size(), " panels, at most ", exltui::kMaxPanels);
+  const auto same_matrix = [](const exltui::Panel& a, const exltui::Panel& b) { return a.first_unit == b.first_unit && a.part == b.part; };
   std::vector<exltui::Panel> panels;
-  int start = 0;
   for (size_t i = 0; i < words.size(); ++i) {
     const int64_t* f = fields.data() + i * kPanelFields;
     exltui::Panel panel{};
@@ -126,39 +126,17 @@ std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const s
     const bool whole = panel.bits != exltui::kDenseBits && panel.tiles % exltui::kStepTiles == 0 && (1 << panel.group_shift) >= exltui::kStepTiles;
     panel.steps = whole ? panel.tiles / exltui::kStepTiles : panel.tiles;
     panel.cost = bits * (panel.tiles / panel.steps);
-    panel.start = start;
-    start += panel.steps * panel.columns * panel.cost;
+    for (const auto& other : panels) {
+      if (same_matrix(other, panel)) panel.start += other.steps * other.cost;
+    }
     panels.push_back(panel);
   }
+  for (auto& panel : panels) {
+    for (const auto& other : panels) {
+      if (same_matrix(other, panel)) panel.total += other.steps * other.cost;
+    }
+  }
   return panels;
-}
-
-// Cut the line of costs into equal shares: a grid that fills the chip once, but at least a step a warp.
-int cut(exltui::LinearSmall& work, int multiprocessors) {
-  int total = 0, dearest = 1;
-  for (int i = 0; i < work.panel_count; ++i) {
-    total += work.panels[i].steps * work.panels[i].columns * work.panels[i].cost;
-    dearest = std::max(dearest, work.panels[i].cost);
-  }
-  const int warps_of_block = exltui::kLinearSmallWarps;
-  const int blocks = std::clamp(total / (warps_of_block * dearest), 1, multiprocessors * exltui::kLinearSmallBlocks);
-  work.warps = blocks * warps_of_block;
-  work.share = total / work.warps;
-  if (work.share < dearest) {  // a tiny matrix: one block; warps without a tile do nothing, but every share must hold a tile
-    work.share = dearest;
-    work.share_rest = 0;
-  } else {
-    work.share_rest = total % work.warps;
-  }
-  work.units = 0, work.slots = 0;
-  for (int i = 0; i < work.panel_count; ++i) work.units = std::max(work.units, work.panels[i].first_unit + work.panels[i].columns);
-  std::vector<int> of_unit(work.units, 0);
-  for (int i = 0; i < work.panel_count; ++i) {
-    const exltui::Panel& panel = work.panels[i];
-    for (int column = 0; column < panel.columns; ++column) of_unit[panel.first_unit + column] += panel.steps * panel.cost / work.share + 2;
-  }
-  for (const int count : of_unit) work.slots = std::max(work.slots, count);
-  return blocks;
 }
 
 Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& order, double eps,
@@ -188,18 +166,25 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   exltui::LinearSmall work{};
   work.panel_count = static_cast<int>(panels.size());
   std::copy(panels.begin(), panels.end(), work.panels);
-  const int blocks = cut(work, device.multiprocessors);
   int tiles = 0;
-  for (const auto& panel : panels) tiles = std::max(tiles, panel.first_tile + panel.tiles);
+  for (const auto& panel : panels) {
+    tiles = std::max(tiles, panel.first_tile + panel.tiles);
+    work.units = std::max(work.units, panel.first_unit + panel.columns);
+  }
+  work.units_of_block = (work.units + device.multiprocessors - 1) / device.multiprocessors;
+  work.parts = gated ? 2 : 1;
   work.k = static_cast<int>(input.size(1));
   work.k_padded = tiles * 32;
   TORCH_CHECK(work.k_padded >= work.k && work.k_padded - work.k < 32, "linear_small: k of x is ", work.k, ", the panels have ", work.k_padded);
-  const auto bytes = [&](int64_t tokens, bool own) {
-    return exltui::linear_small_shared_bytes(static_cast<int>(tokens), work.k, work.k_padded, own && order.has_value(), own && norm.has_value());
+  const auto room = static_cast<size_t>(device.shared_bytes);
+  const auto needs = [&](int64_t tokens, bool own) {
+    return exltui::linear_small_shared(static_cast<int>(tokens), work.k, work.k_padded, own && order.has_value(), own && norm.has_value(), work.parts);
   };
+  const auto fits = [&](const exltui::LinearSmallShared& bytes) { return bytes.fixed + bytes.unit <= room; };
   const int64_t t = input.size(0);
   Tensor x = input;
-  if (t == 1 && bytes(1, true) <= static_cast<size_t>(device.shared_bytes)) {
+  const bool own = t == 1 && fits(needs(1, true));  // the kernel normalises and orders x itself
+  if (own) {
     work.order = order_of(order, work.k, "linear_small");
     work.norm = floats(norm, "linear_small", "norm");
     work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
@@ -210,7 +195,6 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   work.bias = halves(bias), work.bias_up = halves(bias_up);
   work.scale = static_cast<float>(scalars[2]), work.softcap = static_cast<float>(scalars[3]);
   work.activation = static_cast<exltui::Activation>(activation);
-  work.gated = gated;
   work.n = static_cast<int>(n);
   if (residual.has_value()) {
     check_half(*residual, "linear_small", "residual");
@@ -219,18 +203,17 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   const Tensor y = at::empty({t, n}, x.options().dtype(logits ? at::kFloat : at::kHalf));
   const auto stream = c10::cuda::getCurrentCUDAStream();
   int64_t step = std::min<int64_t>(exltui::kMaxTokens, t);
-  while (step > 1 && bytes(step, false) > static_cast<size_t>(device.shared_bytes)) --step;
-  Workspace& workspace = workspace_of(stream);
-  workspace.reserve(int64_t{work.units} * work.slots * step * 32, work.units, x);
-  work.partials = static_cast<float*>(workspace.partials.data_ptr());
-  work.counters = static_cast<int*>(workspace.counters.data_ptr());
+  while (step > 1 && !fits(needs(step, own))) step = (step + 1) / 2;
+  const auto bytes = needs(step, own);
+  TORCH_CHECK(fits(bytes), "linear_small: rows of ", work.k, " values do not fit into shared memory");
+  work.units_of_pass = static_cast<int>(std::min<size_t>(work.units_of_block, (room - bytes.fixed) / bytes.unit));
   for (int64_t first = 0; first < t; first += step) {
     work.tokens = static_cast<int>(std::min(step, t - first));
     work.x = halves(x) + first * work.k;
     work.residual = residual.has_value() ? halves(*residual) + first * n : nullptr;
     work.y = logits ? nullptr : halves(y) + first * n;
     work.logits = logits ? static_cast<float*>(y.data_ptr()) + first * n : nullptr;
-    check(exltui::linear_small(work, blocks, stream.stream(), device.overlap), "linear_small");
+    check(exltui::linear_small(work, stream.stream(), device.overlap), "linear_small");
   }
   return y;
 }

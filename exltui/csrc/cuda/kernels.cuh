@@ -37,8 +37,9 @@ struct Panel {
   int first_tile;         // the panel's first k-tile within x (stored order)
   int first_unit;         // the output unit (32 out-features) of its first column
   int part;               // 1: the "up" half of a gated pair, else 0
-  int cost;               // relative cost of a step; the work is cut by it
-  int start;              // cost of all panels before this one
+  int cost;               // relative cost of a step; a matrix is cut over the warps by it
+  int start;              // cost of a column in the panels of its matrix before this one
+  int total;              // cost of a column in all panels of its matrix
 };
 
 struct LinearSmall {
@@ -58,30 +59,23 @@ struct LinearSmall {
   const __half* residual;// [t, n] or null
   float scale;           // multiplies the product before the residual is added
   float softcap;         // 0: none
-  Activation activation; // kNone: no gate; of one matrix (no part 1) it is applied to its result
-  int gated;             // y = activation(part 0) * part 1
+  Activation activation; // of one matrix (no part 1) it is applied to its result
+  int parts;             // 2: y = activation(part 0) * part 1
   int n;                 // out-features, the row stride of y
   __half* y;             // [t, n], or null
   float* logits;         // [t, n], or null
-  float* partials;       // [units, slots, t, 32]
-  int* counters;         // [units], zero before and after
-  int slots;             // room for partial sums of a unit
-  int warps;             // warps of the whole grid
-  int share;             // cost / warps
-  int share_rest;        // cost % warps: the first of them do one more
+  int units_of_block;    // consecutive units of a block
+  int units_of_pass;     // of these, as many as shared memory has room for the sums of
+  int sums_at;           // set by the launch: where in shared memory these lie
 };
 
-// Bytes of shared memory that linear_small needs.
-size_t linear_small_shared_bytes(int tokens, int k, int k_padded, bool ordered, bool normed);
-cudaError_t linear_small(const LinearSmall& work, int blocks, cudaStream_t stream, bool overlap);
-#ifndef EXLTUI_LINEAR_WARPS
-#define EXLTUI_LINEAR_WARPS 16
-#endif
-#ifndef EXLTUI_LINEAR_BLOCKS
-#define EXLTUI_LINEAR_BLOCKS 1
-#endif
-constexpr int kLinearSmallWarps = EXLTUI_LINEAR_WARPS;
-constexpr int kLinearSmallBlocks = EXLTUI_LINEAR_BLOCKS;  // of one launch, on one multiprocessor
+// Shared memory that linear_small needs, in bytes: always, and for each unit of a pass.
+struct LinearSmallShared {
+  size_t fixed, unit;
+};
+LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts);
+cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool overlap);
+constexpr int kLinearSmallWarps = 16;
 
 // ---- dequantise: a low-bit panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
 

@@ -1,14 +1,15 @@
 // Rows norm_linear, linear_add, norm_gate_up and norm_head for 1-8 tokens: y = epilogue(norm(x) W^T), W in low-bit or fp16 panels.
 //
-// How the work is cut. Every tile of every panel has a cost; the line of all tiles (panel after panel, column after column, k within
-// a column) is cut into one equal share for each warp of a grid that fills the chip once. A warp streams its share from front to
-// back, so its reads are one contiguous run a panel; whenever it leaves a column it adds that column's partial sums (fp32) to the
-// workspace, and the last warp to arrive at an output unit adds the partial sums in the order of the warps and writes the result.
-// No barrier after the prologue, no atomic sums: the result depends on nothing but the inputs and the grid.
+// How the work is cut. A block takes a few output units (32 out-features) and reads all of their weights; its sixteen warps take an equal
+// share of k each, the same for every unit, and stream it unit after unit without a barrier. Sums (fp32) of the warps meet in shared
+// memory and are added in the order of the warps: no atomic sums, no traffic between blocks, and the result depends on the inputs alone.
 //
-// What bounds it: reading the weights once. Weights are the A operand of the tensor-core product (16 out-features by 16 k), tokens
-// its 8 columns, so one token wastes no instruction; 1.2-1.5 instructions a weight in all. Before it may look at x (the kernel before
-// may still run) each warp asks for the first lines of its share, so the memory system is busy during the prologue.
+// What bounds it: reading the weights once, and about six microseconds a launch before and after. Weights are the A operand of the
+// tensor-core product (16 out-features by 16 k), tokens its 8 columns, so one token wastes no instruction; about 1.5 instructions a
+// weight in all. Before it may look at x (the kernel before may still run) each warp has its first weights on the way.
+//
+// Tried and lost: one line of all tiles cut evenly over all warps of the chip, partial sums through global memory with the last warp to
+// arrive adding them (docs/cuda.md): perfectly even, but 2-3 us slower a launch at one token and 10 at eight.
 #include <type_traits>
 
 #include "numbers.cuh"
@@ -19,7 +20,8 @@ namespace {
 constexpr int kThreads = kLinearSmallWarps * kWarp;
 
 // Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, x [t, row_stride]
-// f16, and a row of x in its own order where one token's x is normalised (f32) or brought into stored order (f16).
+// f16, a row of x in its own order where one token's x is normalised (f32) or brought into stored order (f16), and the sums of the warps
+// [units of a pass, parts, warps, t, 32] f32.
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearSmall) + 15) / 16 * 16;
 constexpr int kSumsBytes = kLinearSmallWarps * sizeof(float);
@@ -33,50 +35,25 @@ __device__ __forceinline__ __half* staged_x() { return reinterpret_cast<__half*>
 __device__ __forceinline__ void* unordered_x(const LinearSmall& work) {
   return staged_x() + static_cast<size_t>(work.tokens) * row_stride(work.k_padded);
 }
+__device__ __forceinline__ float* warp_sums(const LinearSmall& work) { return reinterpret_cast<float*>(shared + work.sums_at); }
 constexpr int kPrefetchLines = 64;  // 8 KB a warp: with 16 of them what a multiprocessor reads in four microseconds
 
 // Steps of registers between a load and its use: 40 to 64 registers, 80 to 128 KB a multiprocessor.
 template <int kBits, int kTiles>
 constexpr int kDepth = kBits == kDenseBits ? 3 : kBits * kTiles >= 20 ? 2 : kBits * kTiles >= 16 ? 3 : kBits * kTiles >= 8 ? 4 : 8;
 
-__device__ __forceinline__ int share_start(const LinearSmall& work, int warp) {
-  return warp * work.share + min(warp, work.share_rest);
-}
+// The steps [from, to) of a column of the panel that warp `warp` takes: its share of the matrix's cost.
+struct Share {
+  int from, to;
 
-// The warp whose share holds this point of the line of costs.
-__device__ __forceinline__ int owner(const LinearSmall& work, int point) {
-  const int longer = work.share_rest * (work.share + 1);
-  if (point < longer) return point / (work.share + 1);
-  return work.share_rest + (point - longer) / work.share;
-}
+  __device__ __forceinline__ Share(const Panel& panel, int warp)
+      : from(step_at(panel, warp * panel.total / kLinearSmallWarps)), to(step_at(panel, (warp + 1) * panel.total / kLinearSmallWarps)) {}
 
-// The first step of the panel that starts at or after `point`.
-__device__ __forceinline__ int step_at(const Panel& panel, int point) {
-  const int ahead = point - panel.start, steps = panel.steps * panel.columns;
-  return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, steps);
-}
-
-// How many partial sums an output unit collects, and which of them is this warp's.
-struct Contribution {
-  int slot;   // of (panel, warp)
-  int first;  // sums of part 0
-  int all;
-};
-
-__device__ __forceinline__ Contribution contribution(const LinearSmall& work, int unit, int panel_index, int warp) {
-  Contribution found{0, 0, 0};
-  for (int i = 0; i < work.panel_count; ++i) {
-    const Panel& panel = work.panels[i];
-    const int column = unit - panel.first_unit;
-    if (column < 0 || column >= panel.columns) continue;
-    const int from = panel.start + column * panel.steps * panel.cost;
-    const int first = owner(work, from), last = owner(work, from + (panel.steps - 1) * panel.cost);
-    if (i == panel_index) found.slot = found.all + warp - first;
-    found.all += last - first + 1;
-    if (panel.part == 0) found.first += last - first + 1;
+  static __device__ __forceinline__ int step_at(const Panel& panel, int point) {
+    const int ahead = point - panel.start;
+    return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, panel.steps);
   }
-  return found;
-}
+};
 
 __device__ __forceinline__ uint4 load_order(const LinearSmall& work, int piece) {
   return load_stream(reinterpret_cast<const uint4*>(work.order) + piece);
@@ -177,7 +154,7 @@ __device__ __forceinline__ void write_result(const LinearSmall& work, int token,
   if (work.bias != nullptr) sum += __half2float(work.bias[feature]);
   if (work.bias_up != nullptr) up += __half2float(work.bias_up[feature]);
   sum = activate(sum, work.activation);
-  if (work.gated) sum *= up;
+  if (work.parts == 2) sum *= up;
   sum *= work.scale;
   const size_t at = static_cast<size_t>(token) * work.n + feature;
   if (work.residual != nullptr) sum += __half2float(work.residual[at]);
@@ -196,66 +173,49 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < 8; ++i) value[i / 4][i % 4] = 0.0f;
   }
+
+  // Add them to the warp's place in shared memory: [t, 32], the four rows of a lane side by side.
+  __device__ __forceinline__ void add_to(float* place, int tokens) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int token = 2 * (lane % 4) + odd;
+      if (token >= tokens) continue;
+      float4* rows = reinterpret_cast<float4*>(place + token * 32) + lane / 4;
+      const float4 old = *rows;
+      *rows = make_float4(old.x + value[0][odd], old.y + value[0][2 + odd], old.z + value[1][odd], old.w + value[1][2 + odd]);
+    }
+  }
 };
 
-// Partial sums [from, to) of this lane's out-feature, in order. Many loads are in flight at a time.
-template <int kTokens>
-__device__ __forceinline__ void add_slots(const float* base, int from, int to, int tokens, float (&sums)[kTokens]) {
-#pragma unroll kTokens == 1 ? 16 : 4
-  for (int slot = from; slot < to; ++slot) {
+// This warp's places of a pass of `units` units to zero; each lane those that it will add to.
+__device__ __forceinline__ void clear_sums(const LinearSmall& work, int units) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int place = 0; place < units * work.parts; ++place) {
+    float* sums = warp_sums(work) + static_cast<size_t>(place * kLinearSmallWarps + warp) * work.tokens * 32;
 #pragma unroll
-    for (int token = 0; token < kTokens; ++token) {
-      if (token < tokens) sums[token] += load_shared_by_blocks(base + (slot * tokens + token) * 32);
+    for (int odd = 0; odd < 2; ++odd) {
+      const int token = 2 * (lane % 4) + odd;
+      if (token < work.tokens) reinterpret_cast<float4*>(sums + token * 32)[lane / 4] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
   }
 }
 
-template <int kTokens>
-__device__ __forceinline__ void finish_unit(const LinearSmall& work, int unit, const Contribution& mine, const float* base) {
-  const int lane = threadIdx.x % kWarp, feature = unit * 32 + (lane % 4) * 8 + lane / 4;
-  float sums[kTokens], ups[kTokens];
+// The results of units [first, first + units), from the sums of all warps.
+__device__ __forceinline__ void write_units(const LinearSmall& work, int first, int units) {
+  const int values = work.tokens * 32;
+  for (int at = threadIdx.x; at < units * values; at += kThreads) {
+    const int unit = at / values, place = at % values, token = place / 32, row = place % 32;
+    const float* sums = warp_sums(work) + static_cast<size_t>(unit) * work.parts * kLinearSmallWarps * values + place;
+    float sum = 0.0f, up = 0.0f;
 #pragma unroll
-  for (int token = 0; token < kTokens; ++token) sums[token] = ups[token] = 0.0f;
-  add_slots<kTokens>(base + lane, 0, mine.first, work.tokens, sums);
-  add_slots<kTokens>(base + lane, mine.first, mine.all, work.tokens, ups);
+    for (int warp = 0; warp < kLinearSmallWarps; ++warp) sum += sums[warp * values];
+    if (work.parts == 2) {
 #pragma unroll
-  for (int token = 0; token < kTokens; ++token) {
-    if (token < work.tokens) write_result(work, token, feature, sums[token], ups[token]);
+      for (int warp = 0; warp < kLinearSmallWarps; ++warp) up += sums[(kLinearSmallWarps + warp) * values];
+    }
+    write_result(work, token, (first + unit) * 32 + row % 4 * 8 + row / 4, sum, up);
   }
-}
-
-// Hand a column's sums over; the last warp to do so for the unit adds all of them, in a fixed order, and writes the result.
-__device__ __noinline__ void hand_over(int panel_index, int column, int warp, const Sums sums) {
-  const LinearSmall& work = job();
-  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4;
-  const int unit = work.panels[panel_index].first_unit + column;
-  const Contribution mine = contribution(work, unit, panel_index, warp);
-  float* base = work.partials + static_cast<size_t>(unit) * work.slots * work.tokens * 32;
-#pragma unroll
-  for (int odd = 0; odd < 2; ++odd) {
-    const int token = 2 * pair + odd;
-    if (token >= work.tokens) continue;
-    float4 rows;
-    rows.x = sums.value[0][odd], rows.y = sums.value[0][2 + odd], rows.z = sums.value[1][odd], rows.w = sums.value[1][2 + odd];
-    reinterpret_cast<float4*>(base + (mine.slot * work.tokens + token) * 32)[row] = rows;
-  }
-  int last = 1;
-  if (mine.all > 1) {
-    __threadfence();
-    sync_warp();
-    if (lane == 0) last = atomicAdd(work.counters + unit, 1) == mine.all - 1;
-    last = shuffle(last, 0);
-  } else {
-    sync_warp();
-  }
-  if (!last) return;
-  __threadfence();
-  if (work.tokens == 1) {
-    finish_unit<1>(work, unit, mine, base);
-  } else {
-    finish_unit<kMaxTokens>(work, unit, mine, base);
-  }
-  if (lane == 0 && mine.all > 1) work.counters[unit] = 0;
 }
 
 // What a warp does between its first loads of weights and its first look at x.
@@ -270,11 +230,13 @@ struct Prologue {
   }
 };
 
-// Ask for the lines of words [from, to) steps into a panel that no load has asked for yet, as far as kPrefetchLines go.
-__device__ __forceinline__ void prefetch_panel(const Panel& panel, int from, int to, int step_lines, int loaded) {
-  const int lane = threadIdx.x % kWarp, lines = min((to - from) * step_lines, kPrefetchLines);
-  const char* words = reinterpret_cast<const char*>(panel.words) + static_cast<size_t>(from) * step_lines * 128;
-  for (int line = loaded * step_lines + lane; line < lines; line += kWarp) prefetch_line(words + line * 128);
+// Ask for the lines of the warp's first columns that no load has asked for yet, as far as kPrefetchLines go.
+__device__ __forceinline__ void prefetch_columns(const Panel& panel, const Share& share, int column, int columns, int step_lines, int loaded) {
+  const int own = (share.to - share.from) * step_lines, all = min(columns * own, kPrefetchLines);
+  const char* words = reinterpret_cast<const char*>(panel.words) + (static_cast<size_t>(column) * panel.steps + share.from) * step_lines * 128;
+  for (int line = loaded * step_lines + threadIdx.x % kWarp; line < all; line += kWarp) {
+    prefetch_line(words + (static_cast<size_t>(line / own) * panel.steps * step_lines + line % own) * 128);
+  }
 }
 
 // A lane's registers of one tile after the other.
@@ -290,36 +252,38 @@ struct Source {
     load_tile<kBits>(tile, lane, w);
     tile += kBits * kWarp;
   }
+
+  // From behind the warp's share of a column to its share of the next, `tiles` further.
+  __device__ __forceinline__ void skip(int tiles) { tile += static_cast<size_t>(tiles) * (kBits * kWarp); }
 };
 
 template <>
 struct Source<kDenseBits> {  // plain rows: eight neighbouring values of each of four rows, eight rows apart
   const uint4* at;
-  int row_pieces, tile, tiles;
+  size_t row_pieces;
 
-  __device__ __forceinline__ Source(const Panel& panel, int from, int lane) : row_pieces(panel.tiles * 4), tile(from % panel.tiles), tiles(panel.tiles) {
+  __device__ __forceinline__ Source(const Panel& panel, int from, int lane) : row_pieces(static_cast<size_t>(panel.tiles) * 4) {
     const size_t row = static_cast<size_t>(from / panel.tiles) * 32 + lane / 4;
-    at = reinterpret_cast<const uint4*>(panel.words) + row * row_pieces + tile * 4 + lane % 4;
+    at = reinterpret_cast<const uint4*>(panel.words) + row * row_pieces + from % panel.tiles * 4 + lane % 4;
   }
 
   __device__ __forceinline__ void next(uint32_t (&w)[kDenseBits]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 v = load_stream(at + static_cast<size_t>(8 * i) * row_pieces);
+      const uint4 v = load_stream(at + 8 * i * row_pieces);
       w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
     }
     at += 4;
-    if (++tile == tiles) {
-      tile = 0;
-      at += static_cast<size_t>(31) * row_pieces;
-    }
   }
+
+  __device__ __forceinline__ void skip(int tiles) { at += 31 * row_pieces + tiles * 4; }
 };
 
-// Stream one warp's steps [from, to) of a panel, of kTiles tiles each: loads run kDepth steps ahead of the products. A step has one row
-// of scales. Columns of the products that no token has hold whatever token 0 gives; nobody reads them.
+// Stream one warp's share of columns [column, column + columns) of a panel, in steps of kTiles tiles: loads run kDepth steps ahead of the
+// products. A step has one row of scales. `place` is where the sums of the first column go; columns that no token has hold whatever
+// token 0 gives, and nobody reads them.
 template <int kTag, int kTiles>
-__device__ __forceinline__ void stream_panel(int panel_index, int from, int to, int warp, Prologue& prologue) {
+__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
   constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
@@ -327,38 +291,49 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
   constexpr uint32_t kOnes = 0x3c003c00u;
   using ScaleWord = typename std::conditional<kZeros, uint4, uint2>::type;
   const LinearSmall& work = job();
-  const Panel& panel = work.panels[panel_index];
-  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4, steps = panel.steps, shift = panel.group_shift;
-  Source<kBits> source(panel, from * kTiles, lane);
-  const ScaleWord* scales = reinterpret_cast<const ScaleWord*>(panel.scales) + row;
-  const uint4* x_first = reinterpret_cast<const uint4*>(
-      staged_x() + static_cast<size_t>(row < work.tokens ? row : 0) * row_stride(work.k_padded) + panel.first_tile * 32 + pair * 8);
+  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4, shift = panel.group_shift, tokens = work.tokens;
+  const int rest = (panel.steps - share.to + share.from) * kTiles, groups = panel.tiles >> shift;
+  const int place_stride = work.parts * kLinearSmallWarps * tokens * 32;
+  Source<kBits> source(panel, column * panel.tiles + share.from * kTiles, lane);
+  const ScaleWord* scales = reinterpret_cast<const ScaleWord*>(panel.scales) + static_cast<size_t>(column) * groups * 8 + row;
+  const uint4* x_first = reinterpret_cast<const uint4*>(staged_x() + static_cast<size_t>(row < tokens ? row : 0) * row_stride(work.k_padded) +
+                                                        panel.first_tile * 32 + pair * 8) + share.from * kTiles * 4;
 
   uint32_t stage[kStages][kTiles][kBits];
   ScaleWord scale[kStages];
+  int load_step = share.from;
+  const auto load_scale = [&](ScaleWord& word) {  // of the step that was loaded last, and on to the next
+    if constexpr (kScaled) word = load_stream(scales + (load_step * kTiles >> shift) * 8);
+    ++load_step;
+    if (load_step == share.to) {
+      load_step = share.from;
+      source.skip(rest);
+      scales += static_cast<size_t>(groups) * 8;
+    }
+  };
+  int left = columns * (share.to - share.from);  // steps to do
 #pragma unroll
   for (int s = 0; s < kStages; ++s) {
-    if (from + s < to) {
+    if (s < left) {
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) source.next(stage[s][i]);
-      if constexpr (kScaled) scale[s] = load_stream(scales + static_cast<size_t>((from + s) * kTiles >> shift) * 8);
+      load_scale(scale[s]);
     }
   }
   if (prologue.pending) {
-    if constexpr (kScaled) prefetch_panel(panel, from, to, kBits * kTiles, kStages);
+    if constexpr (kScaled) prefetch_columns(panel, share, column, columns, kBits * kTiles, kStages);
     prologue.run();
   }
 
   Sums total;
   total.clear();
-  int column = from / steps, step = from % steps;
-  const uint4* x = x_first + step * kTiles * 4;
-  for (int base = from; base < to; base += kStages) {
+  int step = share.from;
+  const uint4* x = x_first;
+  for (; left > 0; left -= kStages) {
 #pragma unroll
     for (int s = 0; s < kStages; ++s) {
-      const int at = base + s;
-      if (at < to) {
-        const bool more = at + kStages < to;
+      if (s < left) {
+        const bool more = s + kStages < left;
         const ScaleWord scale_now = scale[s];
         Sums group;
         float x_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of x over the step, for zero points: rows of ones times x
@@ -379,8 +354,8 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
             multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
           }
         }
+        if (more) load_scale(scale[s]);
         if constexpr (kScaled) {
-          if (more) scale[s] = load_stream(scales + static_cast<size_t>((at + kStages) * kTiles >> shift) * 8);
           const float2 low = __half22float2(as_half2(scale_now.x)), high = __half22float2(as_half2(scale_now.y));
           const float of_row[4] = {low.x, low.y, high.x, high.y};
           float zero[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -400,10 +375,10 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
         }
         x += kTiles * 4;
         ++step;
-        if (step == steps || at == to - 1) {
-          hand_over(panel_index, column, warp, total);
+        if (step == share.to) {
+          total.add_to(place, tokens);
           total.clear();
-          step = 0, ++column, x = x_first;
+          step = share.from, x = x_first, place += place_stride;
         }
       }
     }
@@ -412,60 +387,69 @@ __device__ __forceinline__ void stream_panel(int panel_index, int from, int to, 
 
 // Not inlined, so that each width has its registers to itself: inlined side by side they spill in their loops.
 template <int kTag, int kTiles>
-__device__ __noinline__ void stream_panel_apart(int panel_index, int from, int to, int warp, Prologue& prologue) {
-  stream_panel<kTag, kTiles>(panel_index, from, to, warp, prologue);
+__device__ __noinline__ void stream_panel_apart(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+  stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
 }
 
 template <int kTag>
-__device__ __forceinline__ void stream_steps(int tiles, int panel_index, int from, int to, int warp, Prologue& prologue) {
-  if (tiles == kStepTiles) {
-    stream_panel_apart<kTag, kStepTiles>(panel_index, from, to, warp, prologue);
+__device__ __forceinline__ void stream_steps(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+  if (panel.steps * kStepTiles == panel.tiles) {
+    stream_panel_apart<kTag, kStepTiles>(panel, share, column, columns, place, prologue);
   } else {
-    stream_panel_apart<kTag, 1>(panel_index, from, to, warp, prologue);
+    stream_panel_apart<kTag, 1>(panel, share, column, columns, place, prologue);
   }
 }
 
-__device__ __forceinline__ void stream_any_panel(int bits, int tiles, int panel_index, int from, int to, int warp, Prologue& prologue) {
-  switch (bits) {
-    case 2: stream_steps<2>(tiles, panel_index, from, to, warp, prologue); break;
-    case 3: stream_steps<3>(tiles, panel_index, from, to, warp, prologue); break;
-    case 4: stream_steps<4>(tiles, panel_index, from, to, warp, prologue); break;
-    case 5: stream_steps<5>(tiles, panel_index, from, to, warp, prologue); break;
-    case 6: stream_steps<6>(tiles, panel_index, from, to, warp, prologue); break;
-    case 8: stream_steps<8>(tiles, panel_index, from, to, warp, prologue); break;
-    case kGptqBits: stream_steps<kGptqBits>(tiles, panel_index, from, to, warp, prologue); break;
-    default: stream_panel_apart<kDenseBits, 1>(panel_index, from, to, warp, prologue); break;
+__device__ __forceinline__ void stream_any_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+  switch (panel.bits) {
+    case 2: stream_steps<2>(panel, share, column, columns, place, prologue); break;
+    case 3: stream_steps<3>(panel, share, column, columns, place, prologue); break;
+    case 4: stream_steps<4>(panel, share, column, columns, place, prologue); break;
+    case 5: stream_steps<5>(panel, share, column, columns, place, prologue); break;
+    case 6: stream_steps<6>(panel, share, column, columns, place, prologue); break;
+    case 8: stream_steps<8>(panel, share, column, columns, place, prologue); break;
+    case kGptqBits: stream_steps<kGptqBits>(panel, share, column, columns, place, prologue); break;
+    default: stream_panel_apart<kDenseBits, 1>(panel, share, column, columns, place, prologue); break;
   }
 }
 
 // kTag: the one width of all panels, whose steps are kTiles tiles, or 0 for a mixture.
 template <int kTag, int kTiles>
-__global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
+__global__ void __launch_bounds__(kThreads, 1) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
   let_next_start();
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearSmall) / 4); i += kThreads) {
     reinterpret_cast<uint32_t*>(shared)[i] = reinterpret_cast<const uint32_t*>(&parameters)[i];
   }
   __syncthreads();
   const LinearSmall& work = job();
-  const int warp = blockIdx.x * kLinearSmallWarps + threadIdx.x / kWarp;
-  const int start = share_start(work, warp), end = share_start(work, warp + 1);
+  const int warp = threadIdx.x / kWarp, end = min((static_cast<int>(blockIdx.x) + 1) * work.units_of_block, work.units);
   Prologue prologue{true, make_uint4(0u, 0u, 0u, 0u)};
   if (work.order != nullptr && threadIdx.x < work.k / 8) prologue.order = load_order(work, threadIdx.x);
   if (work.norm != nullptr) {  // every block reads it: each asks for a part
     const int line = blockIdx.x + gridDim.x * threadIdx.x;
     if (line < work.k / 32) prefetch_line(work.norm + line * 32);
   }
-  for (int i = 0; i < work.panel_count; ++i) {
-    const Panel& panel = work.panels[i];
-    const int from = step_at(panel, start), to = step_at(panel, end);
-    if (from >= to) continue;
-    if constexpr (kTag != 0) {
-      stream_panel<kTag, kTiles>(i, from, to, warp, prologue);
-    } else {
-      stream_any_panel(panel.bits, panel.tiles / panel.steps, i, from, to, warp, prologue);
+  for (int first = blockIdx.x * work.units_of_block; first < end; first += work.units_of_pass) {
+    const int units = min(work.units_of_pass, end - first);
+    clear_sums(work, units);
+    for (int i = 0; i < work.panel_count; ++i) {
+      const Panel& panel = work.panels[i];
+      const int column = max(first - panel.first_unit, 0), columns = min(first + units - panel.first_unit, panel.columns) - column;
+      const Share share(panel, warp);
+      if (columns <= 0 || share.from >= share.to) continue;
+      const int slot = (column + panel.first_unit - first) * work.parts + panel.part;
+      float* place = warp_sums(work) + static_cast<size_t>(slot * kLinearSmallWarps + warp) * work.tokens * 32;
+      if constexpr (kTag != 0) {
+        stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
+      } else {
+        stream_any_panel(panel, share, column, columns, place, prologue);
+      }
     }
+    if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
+    __syncthreads();
+    write_units(work, first, units);
+    __syncthreads();
   }
-  if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
 }
 
 using Kernel = void (*)(LinearSmall);
@@ -491,18 +475,24 @@ Kernel choose(const LinearSmall& work) {
 
 }  // namespace
 
-size_t linear_small_shared_bytes(int tokens, int k, int k_padded, bool ordered, bool normed) {
+LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts) {
   const size_t unordered = static_cast<size_t>(k) * (normed ? sizeof(float) : ordered ? sizeof(__half) : 0);
-  return kJobBytes + kSumsBytes + static_cast<size_t>(tokens) * row_stride(k_padded) * sizeof(__half) + unordered;
+  const size_t fixed = kJobBytes + kSumsBytes + static_cast<size_t>(tokens) * row_stride(k_padded) * sizeof(__half) + unordered;
+  return {(fixed + 15) / 16 * 16, static_cast<size_t>(parts) * kLinearSmallWarps * tokens * 32 * sizeof(float)};
 }
 
-cudaError_t linear_small(const LinearSmall& work, int blocks, cudaStream_t stream, bool overlap) {
+cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool overlap) {
   if ((work.order != nullptr || work.norm != nullptr) && work.tokens != 1) return cudaErrorInvalidValue;
-  const size_t bytes = linear_small_shared_bytes(work.tokens, work.k, work.k_padded, work.order != nullptr, work.norm != nullptr);
+  const LinearSmallShared needs =
+      linear_small_shared(work.tokens, work.k, work.k_padded, work.order != nullptr, work.norm != nullptr, work.parts);
+  LinearSmall placed = work;
+  placed.sums_at = static_cast<int>(needs.fixed);
+  const size_t bytes = needs.fixed + needs.unit * work.units_of_pass;
   const Kernel kernel = choose(work);
   const cudaError_t status = allow_shared(kernel, bytes);
   if (status != cudaSuccess) return status;
-  return start(kernel, Launch{dim3(blocks), dim3(kThreads), bytes, stream, overlap}, work);
+  const int blocks = (work.units + work.units_of_block - 1) / work.units_of_block;
+  return start(kernel, Launch{dim3(blocks), dim3(kThreads), bytes, stream, overlap}, placed);
 }
 
 }  // namespace exltui
