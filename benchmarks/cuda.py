@@ -97,13 +97,14 @@ def check_linear() -> None:
         "f16": [(DENSE_BITS, 512)],
         "8/6/5/4/3/2": [(8, 32), (6, 64), (5, 96), (4, 128), (3, 96), (2, 96)],
         "4 big": [(4, 4096)],
+        "4 long": [(4, 14336)],
         "5/4 big": [(5, 1024), (4, 3072)],
         "f16 ragged": [(DENSE_BITS, 544)],
     }
     for label, widths in cases.items():
         k = sum(rows for _, rows in widths)
         worst, equal = 0.0, True
-        for n in (32, 96, 1056) if k < 4096 else (6144,):
+        for n in (32, 96, 1056) if k < 4096 else (6144,) if k == 4096 else (4096,):
             packed = random_weight(n, widths)
             w = packed.dense().double()
             for t in (1, 2, 5, 7, 8, 9, 16):
@@ -131,10 +132,11 @@ def check_fused() -> None:
         reference = torch.cat([rows.double() @ w.dense().double().T for w in (q, kv, kv)], dim=-1)
         report(f"linear_small q, k, v side by side, t {len(rows)}", nmse(y, reference), 1e-6)
     up = random_weight(512, [(4, k)], like=q)
-    for activation in ("silu", "gelu_tanh", "gelu"):
+    gelu = torch.nn.functional.gelu
+    for activation, function in (("silu", torch.nn.functional.silu), ("gelu_tanh", partial(gelu, approximate="tanh")), ("gelu", gelu)):
         y = cuda._product(x, None, (q, up), activation=activation)
         g, u = (x.double() @ w.dense().double().T for w in (q, up))
-        report(f"linear_small gate and up, {activation}", nmse(y, references.activate(g, activation) * u), 1e-6)
+        report(f"linear_small gate and up, {activation}", nmse(y, function(g) * u), 1e-6)
 
 
 def check_dequantise() -> None:

@@ -49,6 +49,11 @@ def build_dir() -> Path:
     return _user("cache") / "csrc"
 
 
+def synthetic_dir() -> Path:
+    """Models of random content, which ``exltui bench --synthetic`` writes; may be removed at any time."""
+    return _user("cache") / "synthetic"
+
+
 def package_dir() -> Path:
     return Path(__file__).resolve().parent
 

@@ -16,9 +16,9 @@ from sampling_reference import distribution as scalar
 from sampling_reference import dry, penalised
 
 from exltui.engine.generate.sampling import Sampler, bits, uniform
-from exltui.engine.ops import bind
+from exltui.engine.ops import OPS, bind
 from exltui.engine.ops import cpu as native
-from exltui.engine.ops.sample import EXCLUDED, Rule, SampleParams, adjusted, distribution, sample
+from exltui.engine.ops.sample import EXCLUDED, Rule, SampleParams, adjusted, distribution, sample, sample_on_gpu
 from exltui.errors import ModelError, SamplingError
 from exltui.protocol import Sampling
 from exltui.sampling import BY_NAME, ORDER, SETTINGS, stages, validate
@@ -490,3 +490,20 @@ def test_an_order_of_ones_own_leaves_out_what_it_does_not_name() -> None:
     logits = random_logits(4, 80)
     ids, _, _ = distribution(logits, Sampler(Sampling(order="temperature")).params([], 0))
     assert len(ids) == 80
+
+
+def test_the_likeliest_token_of_a_gpu_is_that_of_the_reference() -> None:
+    """Greedy rows are drawn where the logits are; ties go to the lowest id, and ids past the width do not exist."""
+    logits = torch.randn(4, 97, generator=torch.Generator().manual_seed(1))
+    logits[0, [7, 50]] = 9.0
+    logits[1, 96] = 20.0
+    logits[3] = -torch.inf
+    greedy = (Rule("top_k", 1),)
+    params = [SampleParams(greedy), SampleParams(greedy, width=90), SampleParams(greedy, width=90), SampleParams(greedy)]
+    drawn = sample_on_gpu(logits, params)
+    assert torch.equal(drawn, OPS["sample"].reference(logits, params))
+    assert drawn[0, 0] == 7 and drawn[1, 0] < 90 and drawn[3, 0] == EXCLUDED
+    for wrong in (torch.nan, torch.inf):
+        logits[2, 3] = wrong
+        with pytest.raises(ModelError, match="no finite number"):
+            sample_on_gpu(logits, params)

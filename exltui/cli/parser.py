@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_bulk(commands)
     _add_eval(commands)
+    _add_bench(commands)
     _add_doctor(commands)
     return parser
 
@@ -205,6 +206,28 @@ def _add_eval(commands: Commands) -> None:
     ppl.add_argument("--window", type=int, default=2048, metavar="TOKENS", help="tokens of a window (default 2048)")
     ppl.add_argument("--stride", type=int, metavar="TOKENS", help="from one window's start to the next's (default: the window)")
     ppl.set_defaults(run=_command("evaluate", "run_perplexity"))
+
+
+def _add_bench(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure speed",
+        description="Speed of reading prompts and of decoding, with the bytes of a step and their share of a copy's speed.",
+    )
+    _shared(parser)
+    _json(parser)
+    shape = parser.add_argument_group("a model of random content, in place of -m")
+    shape.add_argument(
+        "--synthetic", metavar="SHAPE", help="its shape: llama-3.1-8b, llama-3.1-70b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m"
+    )
+    shape.add_argument("--bpw", type=float, default=4.0, metavar="BITS", help="bits a weight (default 4.0)")
+    shape.add_argument("--head-bits", type=int, default=6, metavar="BITS", help="bits a weight of the output head (default 6)")
+    what = parser.add_argument_group("what is measured (lists of numbers, such as 512,2048)")
+    what.add_argument("--prefill", metavar="TOKENS", help="lengths of prompts (default 512,2048,8192; on the CPU 512)")
+    what.add_argument("--context", metavar="TOKENS", help="tokens before the decoding (default 0,4096,16384,32768; on the CPU 0,1024)")
+    what.add_argument("--batch", metavar="N", help="sequences that decode together (default 1,8,32; on the CPU 1)")
+    what.add_argument("--steps", type=int, default=32, metavar="N", help="decode steps of a measurement (default 32)")
+    parser.set_defaults(run=_command("bench"))
 
 
 def _add_doctor(commands: Commands) -> None:

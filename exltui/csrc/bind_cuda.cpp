@@ -145,6 +145,7 @@ Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTe
   check_half(x, "norm_rows", "x");
   const Device& device = device_of(x.device().index());
   const Tensor y = at::empty_like(x);
+  if (x.numel() == 0) return y;
   const int k = static_cast<int>(x.size(-1));
   TORCH_CHECK(exltui::norm_rows_shared_bytes(k) <= static_cast<size_t>(device.shared_bytes), "norm_rows: rows of ", k, " values are too long");
   const exltui::NormRows work{halves(x), floats(weight, "norm_rows", "weight"), floats(bias, "norm_rows", "bias"),
@@ -180,8 +181,13 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   const auto needs = [&](int64_t tokens, bool own) {
     return exltui::linear_small_shared(static_cast<int>(tokens), work.k, work.k_padded, own && order.has_value(), own && norm.has_value(), work.parts);
   };
-  const auto fits = [&](const exltui::LinearSmallShared& bytes) { return bytes.fixed + bytes.unit <= room; };
+  const bool late = exltui::linear_small_late(work);
+  const auto fits = [&](const exltui::LinearSmallShared& bytes) {
+    return late ? bytes.fixed <= room && bytes.unit + 4096 <= room : bytes.fixed + bytes.unit <= room;
+  };
   const int64_t t = input.size(0);
+  const Tensor y = at::empty({t, n}, input.options().dtype(logits ? at::kFloat : at::kHalf));
+  if (t == 0) return y;
   Tensor x = input;
   const bool own = t == 1 && fits(needs(1, true));  // the kernel normalises and orders x itself
   if (own) {
@@ -200,13 +206,13 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
     check_half(*residual, "linear_small", "residual");
     TORCH_CHECK(residual->size(0) == t && residual->size(1) == n, "linear_small: residual must be [t, n]");
   }
-  const Tensor y = at::empty({t, n}, x.options().dtype(logits ? at::kFloat : at::kHalf));
   const auto stream = c10::cuda::getCurrentCUDAStream();
   int64_t step = std::min<int64_t>(exltui::kMaxTokens, t);
   while (step > 1 && !fits(needs(step, own))) step = (step + 1) / 2;
   const auto bytes = needs(step, own);
   TORCH_CHECK(fits(bytes), "linear_small: rows of ", work.k, " values do not fit into shared memory");
-  work.units_of_pass = static_cast<int>(std::min<size_t>(work.units_of_block, (room - bytes.fixed) / bytes.unit));
+  work.late = late && bytes.fixed + bytes.unit > room;
+  work.units_of_pass = work.late ? 1 : static_cast<int>(std::min<size_t>(work.units_of_block, (room - bytes.fixed) / bytes.unit));
   for (int64_t first = 0; first < t; first += step) {
     work.tokens = static_cast<int>(std::min(step, t - first));
     work.x = halves(x) + first * work.k;
@@ -309,9 +315,8 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   work.t = static_cast<int>(q.size(0)), work.b = static_cast<int>(lengths.size(0));
   work.h = static_cast<int>(q.size(1)), work.g = static_cast<int>(k.size(2)), work.d = static_cast<int>(q.size(2));
   const int units = work.t * work.g * ((work.h / work.g + 7) / 8);
-  // A block of 16-bit keys fills half the registers of a multiprocessor or more, others leave room for two; a split is two tiles of 16
-  // tokens a warp, 256 tokens.
-  const int blocks = device.multiprocessors * (bits[0] == 16 ? 1 : 2);
+  // A multiprocessor has room for two blocks, of wide heads for one; a split is two tiles of 16 tokens a warp, 256 tokens.
+  const int blocks = device.multiprocessors * (work.d <= 128 ? 2 : 1);
   work.splits = std::clamp((blocks + units - 1) / units, 1, std::min(64, work.table_width));
   work.scale = static_cast<float>(scale), work.softcap = static_cast<float>(softcap), work.window = static_cast<int>(window);
   const Tensor y = at::empty({work.t, int64_t{work.h} * work.d}, q.options());

@@ -121,6 +121,15 @@ __device__ __forceinline__ T load_stream(const T* address) {
 #endif
 }
 
+// 16 bytes at once, whatever the compiler makes of the code around it.
+__device__ __forceinline__ void store_16(void* address, uint4 value) {
+#if EXLTUI_PTX
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+#else
+  *reinterpret_cast<uint4*>(address) = value;
+#endif
+}
+
 // Start bringing one 128-byte line into the second-level cache. A hint: nothing waits for it.
 __device__ __forceinline__ void prefetch_line(const void* address) {
 #if EXLTUI_PTX

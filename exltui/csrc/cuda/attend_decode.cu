@@ -425,7 +425,7 @@ __device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kD
 }
 
 template <int kDim, int kKeyBits, int kValueBits>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 && kKeyBits != 16 ? 2 : 1) attend_decode_kernel(EXLTUI_PARAMETER AttendDecode work) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_decode_kernel(EXLTUI_PARAMETER AttendDecode work) {
   extern __shared__ __align__(16) unsigned char storage[];
   Shared<kDim>& shared = *reinterpret_cast<Shared<kDim>*>(storage);
   let_next_start();

@@ -16,6 +16,7 @@ enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3 };
 
 // ---- linear_small: 1-8 tokens times one or several matrices
 
+constexpr int kLinearSmallWarps = 16;
 constexpr int kMaxPanels = 18;    // three fused matrices of six bit widths
 constexpr int kMaxTokens = 8;     // columns of one tensor-core product
 constexpr int kDenseBits = 16;    // "bits" of an fp16 panel
@@ -66,6 +67,7 @@ struct LinearSmall {
   float* logits;         // [t, n], or null
   int units_of_block;    // consecutive units of a block
   int units_of_pass;     // of these, as many as shared memory has room for the sums of
+  int late;              // 1: sums take the place of x, where shared memory is too small for both (linear_small_late)
   int sums_at;           // set by the launch: where in shared memory these lie
 };
 
@@ -74,8 +76,12 @@ struct LinearSmallShared {
   size_t fixed, unit;
 };
 LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts);
+
+// Whether the sums may wait for the end of the block: it has one unit of one panel, and every warp a share of it.
+inline bool linear_small_late(const LinearSmall& work) {
+  return work.panel_count == 1 && work.units_of_block == 1 && work.panels[0].steps >= kLinearSmallWarps;
+}
 cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool overlap);
-constexpr int kLinearSmallWarps = 16;
 
 // ---- dequantise: a low-bit panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
 

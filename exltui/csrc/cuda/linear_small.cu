@@ -10,9 +10,10 @@
 //
 // Tried and lost: one line of all tiles cut evenly over all warps of the chip, partial sums through global memory with the last warp to
 // arrive adding them (docs/cuda.md): perfectly even, but 2-3 us slower a launch at one token and 10 at eight.
+#include <algorithm>
 #include <type_traits>
 
-#include "numbers.cuh"
+#include "source.cuh"
 
 namespace exltui {
 namespace {
@@ -149,15 +150,12 @@ __device__ __forceinline__ void stage_x(uint4 order) {
 }
 
 // One finished output, to wherever this launch wants it.
-__device__ __forceinline__ void write_result(const LinearSmall& work, int token, int feature, float sum, float up) {
-  if (feature >= work.n) return;
+__device__ __forceinline__ void write_result(const LinearSmall& work, size_t at, int feature, float sum, float up, float residual) {
   if (work.bias != nullptr) sum += __half2float(work.bias[feature]);
   if (work.bias_up != nullptr) up += __half2float(work.bias_up[feature]);
   sum = activate(sum, work.activation);
   if (work.parts == 2) sum *= up;
-  sum *= work.scale;
-  const size_t at = static_cast<size_t>(token) * work.n + feature;
-  if (work.residual != nullptr) sum += __half2float(work.residual[at]);
+  sum = sum * work.scale + residual;
   if (work.logits != nullptr) {
     work.logits[at] = soft_cap(sum, work.softcap);
   } else {
@@ -174,15 +172,15 @@ struct Sums {
     for (int i = 0; i < 8; ++i) value[i / 4][i % 4] = 0.0f;
   }
 
-  // Add them to the warp's place in shared memory: [t, 32], the four rows of a lane side by side.
-  __device__ __forceinline__ void add_to(float* place, int tokens) const {
+  // Add them to the warp's place in shared memory, or put them there: [t, 32], the four rows of a lane side by side.
+  __device__ __forceinline__ void add_to(float* place, int tokens, bool add) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
       const int token = 2 * (lane % 4) + odd;
       if (token >= tokens) continue;
       float4* rows = reinterpret_cast<float4*>(place + token * 32) + lane / 4;
-      const float4 old = *rows;
+      const float4 old = add ? *rows : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       *rows = make_float4(old.x + value[0][odd], old.y + value[0][2 + odd], old.z + value[1][odd], old.w + value[1][2 + odd]);
     }
   }
@@ -201,11 +199,20 @@ __device__ __forceinline__ void clear_sums(const LinearSmall& work, int units) {
   }
 }
 
-// The results of units [first, first + units), from the sums of all warps.
+// The results of units [first, first + units), once all warps have added their sums. A residual is on its way while they do.
 __device__ __forceinline__ void write_units(const LinearSmall& work, int first, int units) {
   const int values = work.tokens * 32;
-  for (int at = threadIdx.x; at < units * values; at += kThreads) {
-    const int unit = at / values, place = at % values, token = place / 32, row = place % 32;
+  bool waits = true;
+  for (int base = 0; base < units * values; base += kThreads) {
+    const int at = base + threadIdx.x, unit = at / values, place = at % values, row = place % 32;
+    const int feature = (first + unit) * 32 + row % 4 * 8 + row / 4;
+    const bool exists = at < units * values && feature < work.n;
+    const size_t target = static_cast<size_t>(place / 32) * work.n + feature;
+    float residual = 0.0f;
+    if (exists && work.residual != nullptr) residual = __half2float(work.residual[target]);
+    if (waits) __syncthreads();
+    waits = false;
+    if (!exists) continue;
     const float* sums = warp_sums(work) + static_cast<size_t>(unit) * work.parts * kLinearSmallWarps * values + place;
     float sum = 0.0f, up = 0.0f;
 #pragma unroll
@@ -214,7 +221,7 @@ __device__ __forceinline__ void write_units(const LinearSmall& work, int first, 
 #pragma unroll
       for (int warp = 0; warp < kLinearSmallWarps; ++warp) up += sums[(kLinearSmallWarps + warp) * values];
     }
-    write_result(work, token, (first + unit) * 32 + row % 4 * 8 + row / 4, sum, up);
+    write_result(work, target, feature, sum, up, residual);
   }
 }
 
@@ -239,51 +246,11 @@ __device__ __forceinline__ void prefetch_columns(const Panel& panel, const Share
   }
 }
 
-// A lane's registers of one tile after the other.
-template <int kBits>
-struct Source {
-  const uint32_t* tile;
-  int lane;
-
-  __device__ __forceinline__ Source(const Panel& panel, int from, int lane_)
-      : tile(panel.words + static_cast<size_t>(from) * (kBits * kWarp)), lane(lane_) {}
-
-  __device__ __forceinline__ void next(uint32_t (&w)[kBits]) {
-    load_tile<kBits>(tile, lane, w);
-    tile += kBits * kWarp;
-  }
-
-  // From behind the warp's share of a column to its share of the next, `tiles` further.
-  __device__ __forceinline__ void skip(int tiles) { tile += static_cast<size_t>(tiles) * (kBits * kWarp); }
-};
-
-template <>
-struct Source<kDenseBits> {  // plain rows: eight neighbouring values of each of four rows, eight rows apart
-  const uint4* at;
-  size_t row_pieces;
-
-  __device__ __forceinline__ Source(const Panel& panel, int from, int lane) : row_pieces(static_cast<size_t>(panel.tiles) * 4) {
-    const size_t row = static_cast<size_t>(from / panel.tiles) * 32 + lane / 4;
-    at = reinterpret_cast<const uint4*>(panel.words) + row * row_pieces + from % panel.tiles * 4 + lane % 4;
-  }
-
-  __device__ __forceinline__ void next(uint32_t (&w)[kDenseBits]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 v = load_stream(at + 8 * i * row_pieces);
-      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
-    }
-    at += 4;
-  }
-
-  __device__ __forceinline__ void skip(int tiles) { at += 31 * row_pieces + tiles * 4; }
-};
-
 // Stream one warp's share of columns [column, column + columns) of a panel, in steps of kTiles tiles: loads run kDepth steps ahead of the
 // products. A step has one row of scales. `place` is where the sums of the first column go; columns that no token has hold whatever
 // token 0 gives, and nobody reads them.
 template <int kTag, int kTiles>
-__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue* prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
   constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
@@ -320,9 +287,9 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
       load_scale(scale[s]);
     }
   }
-  if (prologue.pending) {
+  if (prologue != nullptr && prologue->pending) {
     if constexpr (kScaled) prefetch_columns(panel, share, column, columns, kBits * kTiles, kStages);
-    prologue.run();
+    prologue->run();
   }
 
   Sums total;
@@ -376,7 +343,8 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
         x += kTiles * 4;
         ++step;
         if (step == share.to) {
-          total.add_to(place, tokens);
+          if (work.late) __syncthreads();  // all warps have done with x, whose place the sums take
+          total.add_to(place, tokens, !work.late);
           total.clear();
           step = share.from, x = x_first, place += place_stride;
         }
@@ -387,35 +355,47 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
 
 // Not inlined, so that each width has its registers to itself: inlined side by side they spill in their loops.
 template <int kTag, int kTiles>
-__device__ __noinline__ void stream_panel_apart(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
-  stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
+__device__ __noinline__ void stream_panel_apart(const Panel& panel, const Share share, int column, int columns, float* place) {
+  stream_panel<kTag, kTiles>(panel, share, column, columns, place, nullptr);
 }
 
 template <int kTag>
-__device__ __forceinline__ void stream_steps(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+__device__ __forceinline__ void stream_steps(const Panel& panel, const Share share, int column, int columns, float* place) {
   if (panel.steps * kStepTiles == panel.tiles) {
-    stream_panel_apart<kTag, kStepTiles>(panel, share, column, columns, place, prologue);
+    stream_panel_apart<kTag, kStepTiles>(panel, share, column, columns, place);
   } else {
-    stream_panel_apart<kTag, 1>(panel, share, column, columns, place, prologue);
+    stream_panel_apart<kTag, 1>(panel, share, column, columns, place);
   }
 }
 
-__device__ __forceinline__ void stream_any_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+__device__ __forceinline__ void stream_any_panel(const Panel& panel, const Share share, int column, int columns, float* place) {
   switch (panel.bits) {
-    case 2: stream_steps<2>(panel, share, column, columns, place, prologue); break;
-    case 3: stream_steps<3>(panel, share, column, columns, place, prologue); break;
-    case 4: stream_steps<4>(panel, share, column, columns, place, prologue); break;
-    case 5: stream_steps<5>(panel, share, column, columns, place, prologue); break;
-    case 6: stream_steps<6>(panel, share, column, columns, place, prologue); break;
-    case 8: stream_steps<8>(panel, share, column, columns, place, prologue); break;
-    case kGptqBits: stream_steps<kGptqBits>(panel, share, column, columns, place, prologue); break;
-    default: stream_panel_apart<kDenseBits, 1>(panel, share, column, columns, place, prologue); break;
+    case 2: stream_steps<2>(panel, share, column, columns, place); break;
+    case 3: stream_steps<3>(panel, share, column, columns, place); break;
+    case 4: stream_steps<4>(panel, share, column, columns, place); break;
+    case 5: stream_steps<5>(panel, share, column, columns, place); break;
+    case 6: stream_steps<6>(panel, share, column, columns, place); break;
+    case 8: stream_steps<8>(panel, share, column, columns, place); break;
+    case kGptqBits: stream_steps<kGptqBits>(panel, share, column, columns, place); break;
+    default: stream_panel_apart<kDenseBits, 1>(panel, share, column, columns, place); break;
+  }
+}
+
+// In a mixture x is staged before the first loads, which would have to live across it in every width's function: lines alone come ahead.
+__device__ __forceinline__ void prefetch_first(const LinearSmall& work, int unit, int warp) {
+  for (int i = 0; i < work.panel_count; ++i) {
+    const Panel& panel = work.panels[i];
+    const Share share(panel, warp);
+    const int column = unit - panel.first_unit;
+    if (panel.bits == kDenseBits || column < 0 || column >= panel.columns || share.from >= share.to) continue;
+    const int lines = (panel.bits == kGptqBits ? 4 : panel.bits) * (panel.tiles / panel.steps);
+    prefetch_columns(panel, share, column, min(work.units_of_block, panel.columns - column), lines, 0);
   }
 }
 
 // kTag: the one width of all panels, whose steps are kTiles tiles, or 0 for a mixture.
 template <int kTag, int kTiles>
-__global__ void __launch_bounds__(kThreads, 1) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
+__global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
   let_next_start();
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearSmall) / 4); i += kThreads) {
     reinterpret_cast<uint32_t*>(shared)[i] = reinterpret_cast<const uint32_t*>(&parameters)[i];
@@ -429,9 +409,13 @@ __global__ void __launch_bounds__(kThreads, 1) linear_small_kernel(EXLTUI_PARAME
     const int line = blockIdx.x + gridDim.x * threadIdx.x;
     if (line < work.k / 32) prefetch_line(work.norm + line * 32);
   }
+  if constexpr (kTag == 0) {
+    prefetch_first(work, blockIdx.x * work.units_of_block, warp);
+    prologue.run();
+  }
   for (int first = blockIdx.x * work.units_of_block; first < end; first += work.units_of_pass) {
     const int units = min(work.units_of_pass, end - first);
-    clear_sums(work, units);
+    if (!work.late) clear_sums(work, units);
     for (int i = 0; i < work.panel_count; ++i) {
       const Panel& panel = work.panels[i];
       const int column = max(first - panel.first_unit, 0), columns = min(first + units - panel.first_unit, panel.columns) - column;
@@ -440,13 +424,12 @@ __global__ void __launch_bounds__(kThreads, 1) linear_small_kernel(EXLTUI_PARAME
       const int slot = (column + panel.first_unit - first) * work.parts + panel.part;
       float* place = warp_sums(work) + static_cast<size_t>(slot * kLinearSmallWarps + warp) * work.tokens * 32;
       if constexpr (kTag != 0) {
-        stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
+        stream_panel<kTag, kTiles>(panel, share, column, columns, place, &prologue);
       } else {
-        stream_any_panel(panel, share, column, columns, place, prologue);
+        stream_any_panel(panel, share, column, columns, place);
       }
     }
     if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
-    __syncthreads();
     write_units(work, first, units);
     __syncthreads();
   }
@@ -486,8 +469,8 @@ cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool over
   const LinearSmallShared needs =
       linear_small_shared(work.tokens, work.k, work.k_padded, work.order != nullptr, work.norm != nullptr, work.parts);
   LinearSmall placed = work;
-  placed.sums_at = static_cast<int>(needs.fixed);
-  const size_t bytes = needs.fixed + needs.unit * work.units_of_pass;
+  placed.sums_at = work.late ? kJobBytes + kSumsBytes : static_cast<int>(needs.fixed);
+  const size_t bytes = work.late ? std::max(needs.fixed, kJobBytes + kSumsBytes + needs.unit) : needs.fixed + needs.unit * work.units_of_pass;
   const Kernel kernel = choose(work);
   const cudaError_t status = allow_shared(kernel, bytes);
   if (status != cudaSuccess) return status;

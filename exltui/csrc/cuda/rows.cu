@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER No
     uint32_t pairs[4];
 #pragma unroll
     for (int p = 0; p < 4; ++p) pairs[p] = as_bits(__halves2half2(give(piece * 8 + 2 * p), give(piece * 8 + 2 * p + 1)));
-    reinterpret_cast<uint4*>(y)[piece] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    store_16(y + piece * 8, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
   }
   for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) y[i] = give(i);
 }
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) gate_up_kernel(EXLTUI_PARAMETER Gate
     if (work.up != nullptr) left *= up.x, right *= up.y;
     out[p] = as_bits(__halves2half2(to_half(left), to_half(right)));
   }
-  *reinterpret_cast<uint4*>(work.y + static_cast<size_t>(row) * work.m + i) = make_uint4(out[0], out[1], out[2], out[3]);
+  store_16(work.y + static_cast<size_t>(row) * work.m + i, make_uint4(out[0], out[1], out[2], out[3]));
 }
 
 // One warp a tile of 32 x 32; a lane writes eight neighbouring values of four rows. RN16(RN16-exact code * scale), as the format says.
@@ -133,7 +133,7 @@ __device__ __forceinline__ void dequantise_tile(const Dequantise& work, int tile
       const __half2 codes = as_half2(a[8 * (i / 2) + 4 * (p / 2) + 2 * (p % 2) + i % 2]);
       out[p] = as_bits(__hmul2(kZeros ? __hadd2(codes, __half2half2(zero[i])) : codes, __half2half2(scale[i])));
     }
-    *reinterpret_cast<uint4*>(y + static_cast<size_t>(8 * i) * work.k_padded) = make_uint4(out[0], out[1], out[2], out[3]);
+    store_16(y + static_cast<size_t>(8 * i) * work.k_padded, make_uint4(out[0], out[1], out[2], out[3]));
   }
 }
 

@@ -2,7 +2,7 @@
 
 Up to ``SMALL_ROWS`` tokens a product runs as one kernel that reads the packed weights, with the norm before and the residual, gate or
 soft cap after it inside. More tokens take the weights through fp16 and cuBLAS. Every function takes the arguments of its reference and
-hands calls that its kernels do not cover (a head dimension of 96 at 4 bits, other than f16 activations) to the reference.
+hands calls that its kernels do not cover (attention sinks, M-RoPE, other than f16 activations) to the reference.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def linear_add(x: Tensor, weight: Any, residual: Tensor, scale: float = 1.0) -> 
     _check("linear_add", x, None, (weight,))
     expect("linear_add", "n of residual", residual.shape[-1], weight.shape[0])
     expect("linear_add", "t of residual", residual.shape[0], x.shape[0])
-    if not _takes(x):
+    if not _takes(x) or residual.dtype != torch.float16:
         return references.linear_add(x, weight, residual, scale)
     if x.shape[0] <= SMALL_ROWS:
         return _product(x, None, (weight,), residual=residual.contiguous(), scale=scale)

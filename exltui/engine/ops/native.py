@@ -30,11 +30,14 @@ def register(device_type: str, progress: Progress | None = None) -> None:
 
 
 def _register(device_type: str, progress: Progress | None) -> None:
-    if device_type != "cpu":
-        return
-    if device_type == "cuda":
-        register("cpu", progress)  # tokens are drawn there
-    build.load(device_type, progress)
-    from exltui.engine.ops import cpu
+    if device_type == "cpu":
+        build.load("cpu", progress)
+        from exltui.engine.ops import cpu
 
-    cpu.enter()
+        cpu.enter()
+    elif device_type == "cuda":
+        register("cpu", progress)  # tokens are drawn there
+        build.load("cuda", progress)
+        from exltui.engine.ops import cuda
+
+        cuda.enter()

@@ -75,6 +75,11 @@ class SampleParams:
     spared: Tensor | None = None  # [x] i64, sorted: ids that XTC leaves alone
     width: int = 0  # so many ids exist; a model's head may have more. 0: all
 
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether the likeliest token is drawn from logits as they are."""
+        return self.rules == (Rule("top_k", 1),) and self.penalties is None and self.shift is None and self.mask is None
+
 
 class Distribution(NamedTuple):
     """What a token is drawn from: ids [m] i64 and probabilities [m] f64, the likeliest first; ``prior`` is the latter before adaptive-p."""
@@ -234,10 +239,29 @@ def packed(rules: tuple[Rule, ...]) -> Tensor:
     return torch.tensor([[STAGES.index(rule.stage), rule.a, rule.b, rule.c] for rule in rules], dtype=torch.float64).reshape(-1, 4)
 
 
-def sample_on_host(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
-    """``sample`` on the CPU, for a GPU without a kernel: half a megabyte to copy is less than a GPU's sort of a row."""
+def sample_on_gpu(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
+    """``sample`` for logits on a GPU: rows that want the likeliest token alone are decided there, others on the CPU."""
+    expect("sample", "params", len(params), logits.shape[0])
+    if all(p.plainly_greedy for p in params):
+        return _likeliest(logits, params)
     op = OPS["sample"]
     return op.impls.get("cpu", op.reference)(logits.cpu(), params)
 
 
-register_native("cuda", "sample", sample_on_host)
+def _likeliest(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
+    """The lowest id of the largest logit of each row; NaN counts as the largest."""
+    narrow = {p.width for p in params}
+    parts = (
+        [logits[:, : narrow.pop() or None]] if len(narrow) == 1 else [logits[i : i + 1, : p.width or None] for i, p in enumerate(params)]
+    )
+    found = [part.max(dim=1) for part in parts]
+    values, ids = (torch.cat(pieces).double() for pieces in zip(*found, strict=True))
+    largest, tokens = torch.stack((values, ids)).cpu()
+    if bool(largest.isnan().any()) or bool((largest == math.inf).any()):
+        broken()
+    excluded = largest == -math.inf
+    ones = (~excluded).double()
+    return torch.stack((tokens.masked_fill(excluded, EXCLUDED), ones, ones), dim=1)
+
+
+register_native("cuda", "sample", sample_on_gpu)

@@ -35,7 +35,9 @@ class KVCache:
         per_value = sum(dtype.itemsize if width == 16 else width / 8 + 2 / 32 for width in bits)
         nbytes = int(pages * PAGE * per_value * sum(g * d for g, d in heads))
         with room_for(f"a cache of {pages * PAGE:,} tokens", nbytes, device, "give a smaller --length, or fewer bits with --cache"):
-            self.layers = [_allocate(pages, g, d, bits, device, dtype) for g, d in heads]
+            extra = device.type == "cuda"  # the scratch page, for sequences that fill up a batch
+            self.layers = [_allocate(pages + extra, g, d, bits, device, dtype) for g, d in heads]
+        self.scratch = pages if extra else None
 
     @property
     def nbytes(self) -> int:

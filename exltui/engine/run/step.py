@@ -11,6 +11,8 @@ from torch import Tensor
 
 from exltui.engine.ops.types import PAGE, Batch
 
+MAX_DECODES = 32  # sequences that decode in one step
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -29,6 +31,13 @@ class Step:
     batch: Batch
     logit_rows: Tensor  # [r] i64, rows of ``tokens``
     mix: Tensor | None = None  # [t, slots] f32: how much of each adapter each token uses; None: none of any
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence gives one token, without adapters, and all want their logits: a batch that decodes."""
+        rows, sequences = self.tokens.shape[0], self.batch.lengths.shape[0]
+        plain = self.batch.planes is None and self.mix is None
+        return plain and rows == sequences == self.logit_rows.shape[0] <= MAX_DECODES
 
     @staticmethod
     def build(sequences: Many[Sequence], device: torch.device) -> Step:
@@ -53,7 +62,8 @@ class Step:
         for sequence in sequences:
             table.extend([*sequence.pages[:width], *[0] * (width - len(sequence.pages))])
         parts = (tokens, positions, slots, starts, lengths, table, rows)
-        packet = torch.tensor([number for part in parts for number in part], dtype=torch.int32).to(device)
+        numbers = [number for part in parts for number in part]
+        packet = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         ids, at, places, begins, ends, pages_of, wanted = packet.split([len(part) for part in parts])
         batch = Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths))
         return Step(ids, batch, wanted.long(), _mix(sequences, device))
