@@ -42,9 +42,8 @@ def run(options: argparse.Namespace) -> int:
     rate = copy_rate(device)
     figures = []
     if not options.json:
-        print(
-            f"{model.name}, {model.bits_per_weight:.2f} bits a weight, cache {load.cache}, {_device_name(device)}, loaded in {seconds:.1f} s"
-        )
+        weights = f"{model.name}, {model.bits_per_weight:.2f} bits a weight"
+        print(f"{weights}, cache {load.cache}, {_device_name(device)}, loaded in {seconds:.1f} s")
         print(f"a copy moves {rate / 1e9:,.1f} GB/s")
         print(f"{'':8} {'tokens':>7} {'batch':>5} {'ms':>10} {'tokens/s':>10} {'MB a step':>10} {'of copy':>8}")
     for figure in measure(model, parse_cache_mode(load.cache), plan):
