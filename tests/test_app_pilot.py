@@ -8,8 +8,10 @@ import pytest
 from app_stage import BIG, BROKEN, STARTER, Stage
 
 from exltui import protocol
+from exltui.app import start
 from exltui.app.screens.loader import LoaderScreen
 from exltui.app.screens.sheet import SheetScreen
+from exltui.cli.options import AppOptions
 from exltui.errors import ContextError, DownloadError, StoreError
 
 WIDE = (160, 45)
@@ -154,6 +156,16 @@ async def test_a_full_disk_is_said_and_nothing_is_lost():
         stage.records.on_problem(StoreError("/chats.db: the disk is full", "free some space"))
         await stage.settle(pilot)
         assert any("the disk is full\nfree some space" in notice.message for notice in stage.app._notifications)
+
+
+def test_leaving_with_something_unsaved_says_so(monkeypatch):
+    stage = Stage()
+    monkeypatch.setattr(start, "assemble", lambda options: stage.app.parts)
+    monkeypatch.setattr(start.ExltuiApp, "run", lambda app: None)
+    assert start.start_app(AppOptions()) == 0
+    monkeypatch.setattr(stage.records, "close", lambda: False)
+    with pytest.raises(StoreError, match="could not be saved"):
+        start.start_app(AppOptions())
 
 
 async def test_a_prompt_that_is_too_long_fails_with_its_numbers_and_stays():

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 FRAME = 0.1  # seconds between two looks at the engine's events while something is going on
 PULSE = 1.0  # and while nothing is
+ERROR_SECONDS = 15  # that a notice of something wrong stays
 QUIET = 0.5  # seconds without a change before settings are written
 TWICE = 1.0  # seconds within which a second Ctrl+C quits
 
@@ -71,6 +72,7 @@ class ExltuiApp(App[None]):
         self.parts = parts
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
+        self.unsaved = False  # whether something could not be written before the end
         self._left = False
         self._chats_open = False
         self._draft: str | None = None  # what stands in the prompt and is not saved yet
@@ -166,7 +168,7 @@ class ExltuiApp(App[None]):
             self._save_settings()
         self._keep_draft()
         self.dialogue.close()
-        self.parts.records.close()
+        self.unsaved = not self.parts.records.close()
         self.parts.client.close()
 
     def remember(self, key: str, value: Any) -> None:
@@ -248,7 +250,11 @@ class ExltuiApp(App[None]):
 
     def tell(self, text: str, hint: str = "", *, error: bool = False) -> None:
         """A short notice over the corner of the screen."""
-        self.notify(f"{text}\n{hint}" if hint else text, severity="error" if error else "information", markup=False)
+        shown = f"{text}\n{hint}" if hint else text
+        if error:
+            self.notify(shown, severity="error", timeout=ERROR_SECONDS, markup=False)
+        else:
+            self.notify(shown, markup=False)
 
     def fail(self, error: ExltuiError) -> None:
         """Say what went wrong and what to do."""

@@ -13,7 +13,7 @@ from exltui.app.parts import Parts
 from exltui.app.records import Records
 from exltui.app.themes import find_themes
 from exltui.client import Client
-from exltui.errors import ExltuiError, SettingsError
+from exltui.errors import ExltuiError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from exltui.cli.options import AppOptions
@@ -65,6 +65,8 @@ def start_app(options: AppOptions) -> int:
         app.run()
     finally:
         app.leave()
+    if app.unsaved:
+        raise StoreError(f"{paths.sessions_file()}: what changed last could not be saved", "make room on its disk")
     return app.return_code or 0
 
 
