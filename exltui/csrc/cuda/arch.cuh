@@ -155,6 +155,25 @@ __device__ __forceinline__ T load_shared_by_blocks(const T* address) {
 
 // ---- products
 
+// The product below without tensor cores: every lane collects the rows and columns that its four results need. Slow and obvious, and not
+// inlined, because the kernels hold dozens of products.
+__device__ __noinline__ inline void multiply_plainly(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);
+  for (int q = 0; q < 4; ++q) {
+    for (int part = 0; part < 2; ++part) {
+      const float2 top = __half22float2(as_half2(shuffle(a[2 * part], row * 4 + q)));
+      const float2 bottom = __half22float2(as_half2(shuffle(a[2 * part + 1], row * 4 + q)));
+      const uint32_t b = part == 0 ? b0 : b1;
+      const float2 left = __half22float2(as_half2(shuffle(b, column * 4 + q)));
+      const float2 right = __half22float2(as_half2(shuffle(b, (column + 1) * 4 + q)));
+      d[0] += top.x * left.x + top.y * left.y;
+      d[1] += top.x * right.x + top.y * right.y;
+      d[2] += bottom.x * left.x + bottom.y * left.y;
+      d[3] += bottom.x * right.x + bottom.y * right.y;
+    }
+  }
+}
+
 // d[16 rows, 8 columns] += a[16, 16] b[16, 8]; fp16 inputs, fp32 sums. Lane l holds, with r = l / 4 and q = l % 4:
 //   a: {(r, 2q..), (r + 8, 2q..), (r, 2q + 8..), (r + 8, 2q + 8..)} as pairs along k,  b: {(2q.., r), (2q + 8.., r)},
 //   d: {(r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1)}.
@@ -171,21 +190,7 @@ __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const uint32_t (
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[2]), "r"(a[3]), "r"(b1));
 #else
-  // Every lane collects the rows and columns that its four results need: slow and obvious.
-  const int lane = threadIdx.x % kWarp, row = lane / 4, column = 2 * (lane % 4);
-  for (int q = 0; q < 4; ++q) {
-    for (int part = 0; part < 2; ++part) {
-      const float2 top = __half22float2(as_half2(shuffle(a[2 * part], row * 4 + q)));
-      const float2 bottom = __half22float2(as_half2(shuffle(a[2 * part + 1], row * 4 + q)));
-      const uint32_t b = part == 0 ? b0 : b1;
-      const float2 left = __half22float2(as_half2(shuffle(b, column * 4 + q)));
-      const float2 right = __half22float2(as_half2(shuffle(b, (column + 1) * 4 + q)));
-      d[0] += top.x * left.x + top.y * left.y;
-      d[1] += top.x * right.x + top.y * right.y;
-      d[2] += bottom.x * left.x + bottom.y * left.y;
-      d[3] += bottom.x * right.x + bottom.y * right.y;
-    }
-  }
+  multiply_plainly(d, a, b0, b1);
 #endif
 }
 
