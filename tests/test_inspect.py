@@ -13,11 +13,12 @@ from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.model.inspect import inspect
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen2-moe-some-dense", "gpt2", "olmo3-yarn", "cohere2", "dbrx"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen2-moe-some-dense", "gpt2", "olmo3-yarn", "cohere-norms", "dbrx", "gpt-oss", "phi3"])
 def test_every_kind_of_model_is_described(name: str, tmp_path: Path) -> None:
     family, changes = CASES[name]
-    make(family, tmp_path, **changes)
+    reference = make(family, tmp_path, **changes)
     found = inspect(tmp_path)
+    assert found["parameters"] == reference.num_parameters()
     spec = load(tmp_path).spec
     assert found["architecture"] == spec.architecture and found["layers"] == len(spec.layers)
     assert sum(rope["layers"] for rope in found["rope"]) == len(spec.layers)

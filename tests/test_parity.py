@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from test_families import check
 from tiny_models import VOCAB, load, make, reference_logits
 
 from exltui.engine.evaluate.logits import logits
@@ -60,14 +61,7 @@ def run(runner: Runner, *sequences: Sequence) -> torch.Tensor:
 def test_a_family_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     family, changes = CASES[name]
     reference = make(family, tmp_path, **changes)
-    model = load(tmp_path)
-    ids = tokens(300)  # more than one page, more than any window
-    runner = Runner(model, KVCache(model.spec, 2, (16, 16), model.device, torch.float32))
-    got = run(runner, Sequence(ids, 0, [1, 0], "all"))
-    expected = reference_logits(reference, ids)
-    assert got.shape == expected.shape
-    assert nmse(got, expected) <= EXACT
-    assert torch.equal(got.argmax(-1), expected.argmax(-1))
+    check(load(tmp_path), reference)
 
 
 @pytest.mark.parametrize("name", ["llama3-rope", "mistral-window", "qwen3"])

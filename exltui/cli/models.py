@@ -119,7 +119,7 @@ def info(options: argparse.Namespace) -> int:
         "path": one_line(str(model.path)),
         "architecture": one_line(model.architecture),
         "format": f"{model.format}, {model.bpw:.2f} bits per weight" if model.bpw else model.format,
-        "parameters": f"{model.parameters:,}" if model.parameters else "-",
+        "parameters": f"{more.get('parameters', model.parameters) or 0:,}",
         "size": size(model.size),
         "context": f"{model.context:,} tokens" if model.context else "-",
         "chat template": "yes" if model.has_template else "no: a format is chosen by its vocabulary",

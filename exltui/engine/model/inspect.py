@@ -18,8 +18,8 @@ from exltui.tokenizer import Tokenizer
 
 
 def inspect(directory: Path) -> dict[str, Any]:
-    """Plain values: ``architecture``, ``layers``, ``hidden``, ``heads``, ``experts``, ``bits``, ``context``, ``rope``, ``windows``,
-    ``bos``, ``eos``, ``special``, ``template``, ``refused``. What cannot be found out is left out; ``refused`` says why, a sentence each.
+    """Plain values: ``architecture``, ``layers``, ``hidden``, ``heads``, ``experts``, ``bits``, ``parameters``, ``context``, ``rope``,
+    ``windows``, ``bos``, ``eos``, ``special``, ``template``, ``refused``. What cannot be found out is left out; ``refused`` says why, a sentence each.
     """
     found: dict[str, Any] = {"refused": []}
     try:
@@ -28,6 +28,7 @@ def inspect(directory: Path) -> dict[str, Any]:
         found |= _shape(spec)
         checkpoint = open_checkpoint(directory, config, spec)
         found["bits"] = _bits(spec, checkpoint)
+        found["parameters"] = _parameters(spec, checkpoint)
         require_weights(spec, checkpoint)
     except ExltuiError as error:
         found["refused"].append(f"{error}; {error.hint}" if error.hint else str(error))
@@ -97,6 +98,25 @@ def _bits(spec: ArchSpec, checkpoint: Checkpoint) -> dict[str, float]:
         if weights:
             found[kind] = round(8 * nbytes / weights, 3)
     return found
+
+
+def _parameters(spec: ArchSpec, checkpoint: Checkpoint) -> int:
+    """Those of the language model as it was published: a copied head and padding do not count."""
+    linears = [linear for group in spec.linears() for linear in group if checkpoint.has_linear(linear)]
+    if spec.tied:
+        linears = [linear for linear in linears if linear.name != spec.head]
+    biases = [linear.n for linear in linears if _has_bias(linear, checkpoint)]
+    names = [spec.positions, spec.final_norm, *(name for layer in spec.layers for name in layer.norms())]
+    vectors = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    vectors += [layer.attention.sinks for layer in spec.layers]
+    vectors += [layer.mlp.correction for layer in spec.layers if isinstance(layer.mlp, MoeSpec)]
+    rest = sum(checkpoint.infos[name].numel for name in vectors if name in checkpoint)
+    return spec.vocab * spec.hidden + sum(linear.n * linear.k for linear in linears) + sum(biases) + rest
+
+
+def _has_bias(linear: LinearSpec, checkpoint: Checkpoint) -> bool:
+    whole = linear.part.name if linear.part else linear.name
+    return any(name in checkpoint for name in (f"{linear.name}.bias", f"{whole}.bias", f"{whole}_bias"))
 
 
 def _tensors(linears: Iterable[LinearSpec], checkpoint: Checkpoint) -> set[str]:
