@@ -33,7 +33,7 @@ LOAD_HELP = {
     "rope_alpha": "NTK alpha, the other way to a longer context.",
     "rope_yarn": "YaRN factor, from the trained context on.",
     "draft_model": "A smaller model of the same vocabulary that guesses ahead.",
-    "loras": "Adapters that are loaded with the model: DIR or DIR:SCALE, with commas.",
+    "lora": "Adapters that are loaded with the model: DIR or DIR:SCALE, with commas.",
 }
 CHOICES: dict[str, tuple[Any, ...]] = {"length": LENGTHS, "cache": ("fp16", "q8", "q6", "q4")}
 

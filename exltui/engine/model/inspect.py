@@ -19,7 +19,9 @@ from exltui.tokenizer import Tokenizer
 
 def inspect(directory: Path) -> dict[str, Any]:
     """Plain values: ``architecture``, ``layers``, ``hidden``, ``heads``, ``experts``, ``bits``, ``parameters``, ``context``, ``rope``,
-    ``windows``, ``bos``, ``eos``, ``special``, ``template``, ``refused``. What cannot be found out is left out; ``refused`` says why, a sentence each.
+    ``windows``, ``bos``, ``eos``, ``special``, ``template``, ``refused``.
+
+    What cannot be found out is left out; ``refused`` says why, a sentence each.
     """
     found: dict[str, Any] = {"refused": []}
     try:
