@@ -27,7 +27,7 @@ def read_rope(config: Config, d: int, *, interleaved: bool = False, layers: str 
     kind = values.get("rope_type", values.get("type", "default"))
     if kind in ("default", "mrope"):
         return RopeSpec(theta, width, interleaved, sections=_sections(config, values, width // 2))
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         known = ", ".join(["default", "mrope", *SCALINGS])
         raise ModelError(f"{config.where}: the RoPE scaling {str(kind)[:40]!r} is not known", f"known are {known}")
     inner = Config(values, f"{config.where}, rope_scaling")
