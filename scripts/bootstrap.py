@@ -39,14 +39,15 @@ def say(text: str) -> None:
     print(f"\033[1m› {text}\033[0m" if sys.stderr.isatty() else f"> {text}", file=sys.stderr, flush=True)
 
 
-def run(*command: str | Path, quiet: bool = False) -> int:
-    """The exit status of ``command``; its output is shown unless ``quiet``."""
-    sink = subprocess.DEVNULL if quiet else None
-    return subprocess.run([str(part) for part in command], cwd=ROOT, stdout=sink, stderr=sink, check=False).returncode
+def run(*command: str | Path, quiet: bool = False, attempt: bool = False) -> int:
+    """The exit status of ``command``. Its output is shown unless it is ``quiet``, its errors only if it is no mere ``attempt``."""
+    hidden = subprocess.DEVNULL
+    outputs = {"stdout": hidden if quiet else None, "stderr": hidden if quiet or attempt else None}
+    return subprocess.run([str(part) for part in command], cwd=ROOT, check=False, **outputs).returncode
 
 
-def pip(*arguments: str, quiet: bool = False) -> int:
-    return run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *arguments, quiet=quiet)
+def pip(*arguments: str, quiet: bool = False, attempt: bool = False) -> int:
+    return run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *arguments, quiet=quiet, attempt=attempt)
 
 
 def pinned(package: str) -> str:
@@ -101,11 +102,11 @@ def install_torch() -> None:
         return
     say(f"installing torch {version} ({'for the ' + kind + ' GPU' if kind else 'CPU build'}), the largest part")
     linux_nvidia = kind == "nvidia" and sys.platform == "linux"
-    if not kind and pip(f"torch=={version}+cpu", "-c", str(CONSTRAINTS), "-q", quiet=True) == 0:
+    if not kind and pip(f"torch=={version}+cpu", "-c", str(CONSTRAINTS), attempt=True) == 0:
         return
     if not linux_nvidia and pip("-q", "uv", quiet=True) == 0:
         backend = "auto" if kind else "cpu"
-        if run(BIN / "uv", "pip", "install", "--python", PYTHON, f"torch=={version}", f"--torch-backend={backend}", quiet=True) == 0:
+        if run(BIN / "uv", "pip", "install", "--python", PYTHON, f"torch=={version}", f"--torch-backend={backend}") == 0:
             return
     if pip(f"torch=={version}", "-c", str(CONSTRAINTS)) != 0:
         raise SetupError(f"torch {version} could not be installed (pip's reason stands above); run the command again when that is mended")
