@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from tiny_models import load, make, reference_logits, rewrite
 from torch import nn
 
 from exltui.adapter import read_adapter
+from exltui.app.observed import Observed
+from exltui.app.screens.loader_lines import model_lines
 from exltui.engine.generate.generator import Generator
 from exltui.engine.host import Host
 from exltui.engine.model.loading import Model
@@ -322,7 +325,10 @@ def test_the_catalogue_lists_adapters_beside_models(saved: Path, tmp_path: Path)
     (info,) = find_adapters([saved])
     assert (info.name, info.rank, info.targets, info.problem) == ("adapter", 4, ("down_proj", "q_proj"), None)
     assert info.size == 4 * 4 * (64 + 128 + 96 + 64)
-    assert [model.name for model in find_models([saved])] == ["model"]
+    (model,) = find_models([saved])
+    assert model.name == "model" and [adapter.name for adapter in model.adapters] == ["adapter"]
+    shown = "\n".join(line.plain for line in model_lines(replace(model, problem=None), Observed(time.monotonic)))
+    assert "adapter       adapter: rank 4, down_proj, q_proj, 5.6 kB" in shown
     assert resolve_adapter("adapter:0.5", [saved]) == f"{saved / 'adapter'}:0.5"
     assert parse_use(resolve_adapter(str(saved / "adapter"), [])) == (str(saved / "adapter"), 1.0)
     with pytest.raises(ModelError, match="no LoRA adapter 'other'") as caught:

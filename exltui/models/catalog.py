@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,17 @@ PARTIAL = ".partial"  # the ending of directories that are still being written
 MARKS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 CONTEXT_KEYS = ("max_sequence_length", "model_max_length", "max_position_embeddings", "max_seq_len", "n_positions")
 PLAIN = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F8_E4M3": "fp8"}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """A LoRA adapter as a list shows it."""
+
+    name: str
+    rank: int
+    targets: tuple[str, ...]
+    size: int  # bytes
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class ModelInfo:
     parameters: int | None = None
     has_template: bool = False
     problem: str | None = None
+    adapters: tuple[AdapterRow, ...] = ()  # LoRA adapters that lie beside it
 
 
 _known: dict[Path, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}  # by directory: its files when it was read, and what it is
@@ -47,7 +59,9 @@ def find_models(folders: Sequence[Path]) -> list[ModelInfo]:
         for name, path in _directories(folder):
             if name not in found:
                 found[name] = read_model(path, name)
-    return sorted(found.values(), key=lambda info: info.name.lower())
+    beside = tuple(AdapterRow(a.name, a.rank, a.targets, a.size, a.problem) for a in find_adapters(folders))
+    models = [replace(info, adapters=beside) if beside else info for info in found.values()]
+    return sorted(models, key=lambda info: info.name.lower())
 
 
 def resolve(name: str, folders: Sequence[Path]) -> Path:

@@ -92,6 +92,9 @@ def model_lines(model: ModelInfo, observed: Observed) -> list[Content]:
         ("context", f"{figures.count(model.context)} tokens"),
         ("template", "its own" if model.has_template else "none: a named one is used"),
     ]
+    for adapter in model.adapters:
+        what = adapter.problem or f"rank {adapter.rank}, {', '.join(adapter.targets)}, {figures.size(adapter.size)}"
+        rows.append(("adapter", one_line(f"{adapter.name}: {what}")))
     loaded = observed.loaded
     if loaded is not None and loaded.model_dir == str(model.path):
         rows += [
