@@ -58,6 +58,18 @@ class FixedLibrary(Library):
         return [("4.0bpw", 4_500_000_000), ("6.0bpw", 6_500_000_000)]
 
 
+class WordTokenizer:
+    """A vocabulary of a few words; a token's id is its place."""
+
+    WORDS = ("The", " Moon", " Sun", " pulls", ".")
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.WORDS[id] for id in ids)
+
+    def piece(self, id: int) -> str:
+        return self.WORDS[id]
+
+
 class PlainPreparer(Preparer):
     """Makes jobs without a tokenizer. ``orders`` holds what was asked for; ``error`` is raised if it is set."""
 
@@ -73,7 +85,12 @@ class PlainPreparer(Preparer):
         if self.error is not None:
             raise self.error
         prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in order.turns)
-        return Prepared(JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling), opening=self.opening)
+        return Prepared(
+            JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling, scores=order.scores), opening=self.opening
+        )
+
+    def tokenizer(self, order: Order) -> WordTokenizer:
+        return WordTokenizer()
 
     def budget(self, order: Order, path: tuple[Message, ...], draft: str) -> Budget:
         """A word is a token, and the oldest messages are cut where the context is too small."""
@@ -99,6 +116,7 @@ class Speaker:
         self._said: dict[str, int] = {}
         self._next: dict[str, float] = {}  # when each job says its next word
         self.clock = Clock()
+        self.scored = False  # whether it says how likely its words are; they are those of ``WordTokenizer`` then
 
     def start(self) -> None: ...
 
@@ -128,7 +146,12 @@ class Speaker:
             while words and self._next[id] <= self.clock():
                 self._said[id] += 1
                 self._next[id] += 0.1
-                self._events.append(protocol.Text(id, words.popleft(), 1))
+                word = words.popleft()
+                self._events.append(protocol.Text(id, word, 1))
+                if self.scored:
+                    token = WordTokenizer.WORDS.index(word)
+                    top = ((1, 0.7), (2, 0.2)) if token in (1, 2) else ((token, 0.9),)
+                    self._events.append(protocol.Scores(id, 20, token, 0.8, dict(top)[token], ((token, 0.8),), top))
             if not words and self._next[id] <= self.clock():
                 self._finish(id, "stop_token")
         events = list(self._events)

@@ -33,9 +33,17 @@ LOAD_HELP = {
     "rope_alpha": "NTK alpha, the other way to a longer context.",
     "rope_yarn": "YaRN factor, from the trained context on.",
     "draft_model": "A smaller model of the same vocabulary that guesses ahead.",
+    "load_as": "How plain weights are held on the processor; empty: q4 where nothing is lost.",
+    "ngram_draft": "Guess ahead from what the text had before.",
+    "activations": "Of quantised weights on the processor; empty: int8.",
     "lora": "Adapters that are loaded with the model: DIR or DIR:SCALE, with commas.",
 }
-CHOICES: dict[str, tuple[Any, ...]] = {"length": LENGTHS, "cache": ("fp16", "q8", "q6", "q4")}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "length": LENGTHS,
+    "cache": ("fp16", "q8", "q6", "q4"),
+    "load_as": (None, "q4", "q8", "f16"),
+    "activations": (None, "int8", "fp32"),
+}
 
 
 def typed_row(key: str, hint: object, help: str, group: str, choices: Sequence[Any] = ()) -> Row:

@@ -12,6 +12,7 @@ from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.context import ContextScreen
 from exltui.app.screens.form import FormScreen
+from exltui.app.screens.inspect import InspectScreen
 from exltui.app.screens.loader import LoaderScreen, ModelList
 from exltui.app.screens.order import OrderScreen
 from exltui.app.screens.pick import PickScreen
@@ -26,6 +27,7 @@ OWNERS: tuple[type[DOMNode], ...] = (
     FormScreen,
     ContextScreen,
     OrderScreen,
+    InspectScreen,
     CandidatesScreen,
 )
 

@@ -19,6 +19,7 @@ from exltui.errors import ContextError
 from exltui.protocol import JobSpec, Sampling
 from exltui.tokenizer import Tokenizer
 
+TOP_TOKENS = 8  # alternatives that the inspector shows
 RESERVE = 128  # tokens that stay free for the reply when older messages are left out
 
 
@@ -37,6 +38,7 @@ class Order:
     max_new_tokens: int | None = None
     start: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    scores: bool = False  # whether to record how likely each token was
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Preparer:
             stop_strings=tools.template.stop_strings,
             logit_bias=biases,
             banned_tokens=bans,
+            scores=order.scores,
+            top_tokens=TOP_TOKENS if order.scores else 0,
         )
         return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
 
@@ -108,6 +112,10 @@ class Preparer:
         if problem:
             tokens = sum(share.tokens for share in found if share.fate in ("sent", "pinned"))
         return Budget(found, tokens, order.context, reserve, problem)
+
+    def tokenizer(self, order: Order) -> Tokenizer:
+        """The tokenizer of the order's model."""
+        return self._tools_for(order).tokenizer
 
     def doctor(self, order: Order) -> tuple[str, Tokenizer, Template]:
         """The prompt that ``order`` makes, with what made it, for a person to look at."""
