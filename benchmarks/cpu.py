@@ -21,7 +21,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this folder has a cuda.py, and torch looks for a package of that name
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, REPLY = 512, 128  # tokens
 OURS = ["exltui q4 int8", "exltui q4 fp32", "exltui q8 int8", "exltui q8 fp32", "exltui f16"]

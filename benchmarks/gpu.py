@@ -1,6 +1,6 @@
 """Builds, checks and times every CUDA kernel in one command; needs a GPU and a CUDA compiler.
 
-    python benchmarks/cuda.py [--check] [--time] [--step] [--json FILE]
+    python benchmarks/gpu.py [--check] [--time] [--step] [--json FILE]
 
 Checks compare with float64 on fresh random inputs, poison what is not written, and want two runs bit-equal. Times are medians of
 graph replays; each graph calls the op 20 times or more on weights that rotate over five times the second-level cache, and the last
