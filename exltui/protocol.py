@@ -28,6 +28,7 @@ class LoadOptions:
     rope_alpha: float | None = None  # NTK alpha
     rope_yarn: float | None = None  # YaRN factor, from the trained context on
     load_as: str | None = None  # plain weights on the CPU: "q4", "q8", "f16" (as they are); None: q4 where nothing is lost
+    host_cache: float = 0.0  # GB of host memory for pages that the cache has no room for
     draft_model: str | None = None  # directory of a small model with the same vocabulary, which guesses ahead
     ngram_draft: bool = False  # guess from what the text had before
     activations: str | None = None  # of quantised weights on the CPU: "int8", "fp32"; None: int8

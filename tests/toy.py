@@ -47,6 +47,14 @@ class ToyCache:
         self.nbytes = count
         self.rows = np.full((count, pages.PAGE), -1, dtype=np.int32)
 
+    parts = 1
+
+    def read_page(self, index: int) -> tuple[torch.Tensor, ...]:
+        return (torch.from_numpy(self.rows[index].copy()),)
+
+    def write_page(self, index: int, parts: tuple[torch.Tensor, ...]) -> None:
+        self.rows[index] = parts[0].numpy()
+
     def copy_page(self, source: int, target: int, tokens: int) -> None:
         self.rows[target, :tokens] = self.rows[source, :tokens]
 
@@ -111,8 +119,9 @@ def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7) -> Gener
 def small_pages(patch, size: int) -> None:
     """Pages of ``size`` tokens, so that short sequences cross many of them."""
     from exltui.engine.generate import generator, room
+    from exltui.engine.run import tier
 
-    for module in (generator, room, pages, step):
+    for module in (generator, room, pages, step, tier):
         patch.setattr(module, "PAGE", size)
 
 

@@ -89,6 +89,7 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
         group.add_argument(
             f"--load-{name}", dest="load_as", action="store_const", const=name, default=argparse.SUPPRESS, help=f"on the CPU, {text}"
         )
+    add("--host-cache", float, "GB", "host memory for pages that the cache has no room for (default 0)")
     add("--draft-model", str, "DIR", "a small model with the same vocabulary, which guesses ahead")
     group.add_argument("--ngram-draft", action="store_true", default=argparse.SUPPRESS, help="guess ahead from what the text had before")
     add("--activations", str, "KIND", "of quantised weights on the CPU: int8 or fp32 (default int8)")

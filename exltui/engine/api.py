@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from exltui.engine.run.tier import read, write
 from exltui.engine.session import Session, open_session
 from exltui.errors import ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, LoadOptions, Rewound, Sampling, Scores, Stats, Text
@@ -114,6 +115,36 @@ class Engine:
         finally:
             async with self._turn:
                 self._forget(name)
+
+    def keep(self, file: str | Path, tokens: Sequence[int]) -> int:
+        """Write the keys and values of ``tokens`` (prompt and reply of a chat) to ``file``, as far as they are known, in pages of 256.
+
+        -> the number of pages. ``recall`` in a later process goes on from there with no prefill. Raises OSError.
+        """
+        pages = self._session.generator.room.export(tokens, self._root)
+        write(Path(file), self._fingerprint, pages)
+        return len(pages)
+
+    def recall(self, file: str | Path) -> int:
+        """Take the pages of ``keep`` into host memory, where prompts find them -> their number.
+
+        Raises ModelError, with the reason, if another model, cache mode, RoPE or adapter wrote them; CheckpointError for a damaged file.
+        """
+        pages = read(Path(file), self._fingerprint)
+        self._session.generator.room.recall(pages)
+        Path(file).touch()  # for the removal of what was used least recently
+        return len(pages)
+
+    @property
+    def _root(self) -> bytes:
+        adapters = self._session.runner.adapters
+        return adapters.root(adapters.mix(None))
+
+    @property
+    def _fingerprint(self) -> str:
+        """What the keys and values depend on: the model, how it was loaded, and its adapters."""
+        adapters = self._session.runner.adapters.adapters.values()
+        return " ".join([self._session.fingerprint, *(f"{each.name}:{each.scale:g}:{each.info.size}" for each in adapters)])
 
     def _submit(self, prompt: Prompt, sampling: Sampling | None, job: dict[str, Any]) -> str:
         given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}

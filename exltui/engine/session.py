@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from exltui.tokenizer import Tokenizer
 
 MAX_THREADS = 1024  # more than any machine has use for; far more would end the process
 DEFAULT_THREADS = torch.get_num_threads()  # torch counts physical cores, and obeys OMP_NUM_THREADS
+KEYS_DEPEND_ON = ("cache", "rope_scale", "rope_alpha", "rope_yarn", "load_as", "activations", "draft_model")
 CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
 
 
@@ -37,6 +39,7 @@ class Session:
     runner: Runner
     generator: Generator
     tokenizer: Tokenizer
+    fingerprint: str = ""  # what its keys and values depend on
     problem: str = ""  # why there are no native kernels, and the command that mends it
 
     def close(self) -> None:
@@ -63,6 +66,10 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
         raise ModelError(f"{directory}: there is no such directory", "exltui models list shows what there is")
     if options.length is not None and options.length < 1:
         raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
+    if not 0 <= options.host_cache < 1e6:
+        raise ModelError(
+            f"a host cache of {options.host_cache:g} GB is impossible", "give --host-cache a number of gigabytes, or leave it out"
+        )
     if options.chunk_size < 1:
         raise ModelError(f"chunks of {options.chunk_size} tokens are impossible", "give --chunk-size a positive number, or leave it out")
     tokenizer = Tokenizer(directory)
@@ -79,7 +86,22 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     runner = Runner(model, cache)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
     drafter = _drafter(options, tokenizer, runner, progress, cancelled)
-    return Session(runner, Generator(runner, tokenizer, model.context, chunk, drafter), tokenizer, problem)
+    return Session(
+        runner,
+        Generator(runner, tokenizer, model.context, chunk, drafter, int(options.host_cache * 1e9)),
+        tokenizer,
+        _fingerprint(directory, options),
+        problem,
+    )
+
+
+def _fingerprint(directory: Path, options: LoadOptions) -> str:
+    """The model's name, what tells its files from others, and the options that change its keys and values."""
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+    changed = {name: value for name in KEYS_DEPEND_ON if (value := getattr(options, name)) not in (None, False)}
+    return " ".join([directory.name, digest.hexdigest()[:12], *(f"{name}={value}" for name, value in changed.items())])
 
 
 def _drafter(

@@ -24,6 +24,7 @@ from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import PageTable
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
+from exltui.engine.run.tier import HostTier
 from exltui.errors import ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewound, Text
 from exltui.tokenizer import Tokenizer
@@ -47,17 +48,22 @@ class _Run:
 class Generator:
     """``context`` is the longest sequence, at most what the cache holds; ``chunk`` the number of prompt tokens in a step.
 
+    ``host_cache`` is how many bytes of pages are kept in host memory when the cache gives their room away.
+
     ``tokens_read`` and ``tokens_drawn`` count all that went through: prompt tokens computed, reply tokens sampled.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, context: int, chunk: int, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, context: int, chunk: int, drafter: Drafter | None = None, host_cache: int = 0
+    ) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
         self.context = min(context, runner.cache.pages * PAGE)
         self.chunk = chunk
         self.table = PageTable(runner.cache.pages)
         self.drafter = drafter
-        self.room = Room(self.table, [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])])
+        stores = [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])]
+        self.room = Room(self.table, stores, HostTier(host_cache))
         self.tokens_read = 0
         self.tokens_drawn = 0
         self._arrivals = 0

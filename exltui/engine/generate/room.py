@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from exltui.engine.ops.types import PAGE
-from exltui.engine.run.pages import ROOT, PageTable
+from exltui.engine.run.pages import ROOT, Page, PageTable, chain
+from exltui.engine.run.tier import HostTier, Kept
 
 
 class PageStore(Protocol):
@@ -15,7 +18,14 @@ class PageStore(Protocol):
 
     pages: int
 
+    @property
+    def parts(self) -> int:
+        """Tensors that ``read_page`` gives."""
+        ...
+
     def copy_page(self, source: int, target: int, tokens: int) -> None: ...
+    def read_page(self, index: int) -> tuple[Tensor, ...]: ...
+    def write_page(self, index: int, parts: Sequence[Tensor]) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -51,9 +61,11 @@ class Track:
 class Room:
     """Gives tracks their pages. ``stores`` are the caches that one page table rules: the model's, and a draft model's beside it."""
 
-    def __init__(self, table: PageTable, stores: Sequence[PageStore]) -> None:
+    def __init__(self, table: PageTable, stores: Sequence[PageStore], tier: HostTier) -> None:
         self.table = table
         self.stores = stores
+        self.tier = tier
+        table.evict = self._evict
 
     def enter(self, tracks: Sequence[Track]) -> bool:
         """Pages for all ``tracks``, or for none. What was computed before of their beginnings is theirs at once."""
@@ -77,7 +89,50 @@ class Room:
         if reuse.copy:
             for store in self.stores:
                 store.copy_page(reuse.copy[0], pages[len(reuse.pages)], reuse.copy[1])
+        self._restore(track)
         return True
+
+    def _restore(self, track: Track) -> None:
+        """Bring back from host memory what follows the pages that were found."""
+        while (len(track.hashes) + 1) * PAGE < len(track.tokens):
+            page = len(track.hashes)
+            tokens = track.tokens[page * PAGE : (page + 1) * PAGE]
+            kept = self.tier.get(chain(track.previous_hash, tokens))
+            if kept is None:
+                return
+            at = 0
+            for store in self.stores:
+                store.write_page(track.pages[page], kept.parts[at : at + store.parts])
+                at += store.parts
+            track.hashes.append(self.table.filled(track.pages[page], track.previous_hash, tokens))
+            track.computed = len(track.hashes) * PAGE
+
+    def _evict(self, page: Page) -> None:
+        if self.tier.limit:
+            self.tier.put(self._kept(page))
+
+    def _kept(self, page: Page) -> Kept:
+        return Kept(page.previous, tuple(page.tokens), tuple(part for store in self.stores for part in store.read_page(page.index)))
+
+    def export(self, tokens: Sequence[int], root: bytes = ROOT) -> list[Kept]:
+        """All full pages of ``tokens`` that are in the cache or in host memory, from the first on."""
+        found: list[Kept] = []
+        previous = root
+        while (len(found) + 1) * PAGE <= len(tokens):
+            here = chain(previous, tokens[len(found) * PAGE : (len(found) + 1) * PAGE])
+            index = self.table.find(here)
+            kept = self.tier.get(here) if index is None else self._kept(self.table.pages[index])
+            if kept is None:
+                break
+            found.append(kept)
+            previous = here
+        return found
+
+    def recall(self, pages: Sequence[Kept]) -> None:
+        """Put pages that were exported where the next prompt finds them."""
+        self.tier.limit = max(self.tier.limit, self.tier.nbytes + sum(page.nbytes for page in pages))
+        for page in pages:
+            self.tier.put(page)
 
     def grow(self, track: Track, count: int) -> bool:
         """Pages for ``count`` tokens more than are computed -> whether there are enough. Those that were found stay with the track."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from exltui.engine.model.memory import room_for
@@ -41,15 +43,30 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        parts = [t for layer in self.layers for t in (layer.k, layer.v, layer.k_scale, layer.v_scale) if t is not None]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(store.numel() * store.element_size() for store in self._stores())
 
     def copy_page(self, source: int, target: int, tokens: int) -> None:
         """Copy the first ``tokens`` rows of page ``source`` to ``target`` in every layer."""
-        for layer in self.layers:
-            for store in (layer.k, layer.v, layer.k_scale, layer.v_scale):
-                if store is not None:
-                    store[target, :tokens] = store[source, :tokens]
+        for store in self._stores():
+            store[target, :tokens] = store[source, :tokens]
+
+    @property
+    def parts(self) -> int:
+        """Tensors that ``read_page`` gives."""
+        return len(self._stores())
+
+    def read_page(self, index: int) -> tuple[torch.Tensor, ...]:
+        """A copy of page ``index`` in host memory, pinned where that makes its way back faster: one tensor for each store of each layer."""
+        pinned = self.layers[0].k.is_cuda
+        return tuple(store[index].cpu().pin_memory() if pinned else store[index].clone() for store in self._stores())
+
+    def write_page(self, index: int, parts: Sequence[torch.Tensor]) -> None:
+        """Put back what ``read_page`` gave."""
+        for store, part in zip(self._stores(), parts, strict=True):
+            store[index].copy_(part, non_blocking=True)
+
+    def _stores(self) -> list[torch.Tensor]:
+        return [store for layer in self.layers for store in (layer.k, layer.v, layer.k_scale, layer.v_scale) if store is not None]
 
 
 def _allocate(pages: int, g: int, d: int, bits: tuple[int, int], device: torch.device, dtype: torch.dtype) -> CacheLayer:

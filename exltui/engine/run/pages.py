@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from exltui.engine.ops.types import PAGE
@@ -56,6 +56,7 @@ class PageTable:
     def __init__(self, count: int) -> None:
         self.pages = [Page(i) for i in range(count)]
         self._idle: OrderedDict[int, None] = OrderedDict((i, None) for i in range(count))  # least recently used first
+        self.evict: Callable[[Page], None] | None = None  # told of a full page before its room is given away
         self._full: dict[bytes, int] = {}  # hash -> page
         self._partial: dict[bytes, set[int]] = {}  # hash of the page before -> pages that follow it
 
@@ -85,6 +86,10 @@ class PageTable:
         rest = tokens[len(shared) * PAGE : limit]
         best = max(((_common(self.pages[i].tokens, rest), i) for i in self._partial.get(previous, ())), default=(0, 0))
         return Reuse(tuple(shared), (best[1], best[0]) if best[0] else None)
+
+    def find(self, here: bytes) -> int | None:
+        """The page with this hash."""
+        return self._full.get(here)
 
     def take(self, reuse: Reuse, count: int) -> list[int] | None:
         """Pages for a sequence: those of ``reuse`` shared, then fresh ones, ``count`` in all; None if there are too few.
@@ -159,6 +164,8 @@ class PageTable:
 
     def _fresh(self) -> int:
         index = next(iter(self._idle))
+        if self.evict is not None and self.pages[index].hash is not None:
+            self.evict(self.pages[index])
         self._forget(self.pages[index])
         self._hold(index)
         return index
