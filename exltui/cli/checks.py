@@ -18,7 +18,7 @@ from exltui.models.catalog import find_models
 from exltui.settings import read_settings
 
 Progress = Callable[[int, int], None]
-PACKAGES = ("numpy", "safetensors", "tokenizers", "textual", "jinja2", "huggingface_hub", "gguf", "tomlkit")
+PACKAGES = ("numpy", "safetensors", "tokenizers", "llguidance", "textual", "jinja2", "huggingface_hub", "gguf", "tomlkit")
 VARIABLES = ("CXX", "TORCH_CUDA_ARCH_LIST", "EXLTUI_ISA", "HF_ENDPOINT", "HF_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 MIN_FREE = 2_000_000_000  # bytes
 
