@@ -169,13 +169,12 @@ def test_another_thread_runs_while_a_kernel_does() -> None:
     thread = threading.Thread(target=tick)
     thread.start()
     begin = time.perf_counter()
-    for _ in range(3):
-        ops.norm_linear(x, None, (weight,) * 8)  # tens of milliseconds each; holding the GIL would silence the other thread
+    ops.norm_linear(x, None, (weight,) * 16)  # tens of milliseconds; holding the GIL would silence the other thread
     end = time.perf_counter()
     stop.set()
     thread.join()
-    within = sum(begin < at < end for at in ticks)
-    assert within > (end - begin) / 0.01
+    edge = (end - begin) / 10  # on either side the call is still, or again, Python
+    assert any(begin + edge < at < end - edge for at in ticks)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
