@@ -42,10 +42,13 @@ def convert(gguf_file: Path, directory: Path, progress: Progress) -> None:
         name = hugging_face_name(tensor.name)
         tensors[name] = _dequantise(tensor, facts)
     tied = "lm_head.weight" not in tensors
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    weights = directory / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors lets only the owner read it; a models folder may be shared
     _write_json(directory / "config.json", _config(facts, tied))
     ids = {"bos_token_id": facts["tokenizer.ggml.bos_token_id"], "eos_token_id": facts["tokenizer.ggml.eos_token_id"]}
-    _write_json(directory / "generation_config.json", {**ids, "pad_token_id": facts["tokenizer.ggml.padding_token_id"]})
+    sampler = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}  # as the model's card advises; so small a model rambles at more
+    _write_json(directory / "generation_config.json", {**ids, "pad_token_id": facts["tokenizer.ggml.padding_token_id"], **sampler})
     _write_tokenizer(facts, directory)
     progress(len(reader.tensors), len(reader.tensors))
 
