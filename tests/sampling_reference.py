@@ -101,10 +101,11 @@ def tail_free(x: dict[int, float], z: float) -> list[int]:
 def excluded(x: dict[int, float], s: Sampling, spared: frozenset[int]) -> dict[int, float]:
     """XTC: the probabilities after each of the best but the least likely of them was lowered."""
     best = [i for i in ranked(x) if x[i] >= s.xtc_threshold and i not in spared][:-1]
-    mass = sum(x[i] for i in best)
-    if not best:
+    taken = set(best)
+    mass, others = sum(x[i] for i in best), sum(p for i, p in x.items() if i not in taken)
+    if not best or others < 1e-9:
         return x
-    rest = (1 - (1 - s.xtc_probability) * mass) / (1 - mass)
+    rest = (others + s.xtc_probability * mass) / others
     return {i: p for i in x if (p := x[i] * (1 - s.xtc_probability if i in best else rest)) > 0}
 
 

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t WIDTH = 64;  // logits whose maximum is kept
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
+constexpr double XTC_LEAST = 1e-9;  // as in engine/ops/sample.py
 
 bool better(const Candidate& a, const Candidate& b) { return a.z > b.z || (a.z == b.z && a.id < b.id); }
 
@@ -286,12 +287,11 @@ class Candidates {
       if (counts(c) && (!least || better(*least, c))) least = &c;
     if (!least) return;
     const int32_t spared = least->id;
-    double mass = 0.0;
-    for (const Candidate& c : all)
-      if (c.id != spared && counts(c)) mass += c.w;
-    if (mass == 0.0) return;
+    double mass = 0.0, others = 0.0;
+    for (const Candidate& c : all) (c.id != spared && counts(c) ? mass : others) += c.w;
+    if (mass == 0.0 || others < XTC_LEAST * total) return;
     // Each of the best is left out with probability p; what that takes from them goes to the others in proportion.
-    const double less = std::log1p(-rule.a), more = std::log((total - (1.0 - rule.a) * mass) / (total - mass));
+    const double less = std::log1p(-rule.a), more = std::log1p(rule.a * mass / others);
     for (Candidate& c : all) c.z += static_cast<float>(c.id != spared && counts(c) ? less : more);
     all.erase(std::remove_if(all.begin(), all.end(), [](const Candidate& c) { return c.z == NEVER; }), all.end());
     sorted_ = 0;

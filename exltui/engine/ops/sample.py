@@ -40,6 +40,7 @@ STAGES = (
 EXCLUDED = -1  # what is drawn where every token is excluded
 BROKEN = -2
 COLDEST = 0.01  # a dynamic temperature is at least this
+XTC_LEAST = 1e-9  # of probability that XTC must leave over; what it takes from its choices needs somewhere to go
 
 
 class Rule(NamedTuple):
@@ -185,10 +186,10 @@ def _xtc(z: Tensor, ids: Tensor, rule: Rule, p: SampleParams) -> tuple[Tensor, T
         best &= ~torch.isin(ids, p.spared)
     places = best.nonzero().flatten()
     best[places[-1:]] = False  # the least likely of the best stays
-    mass = float(probs[best].sum())
-    if mass == 0.0:
+    mass, others = float(probs[best].sum()), float(probs[~best].sum())
+    if mass == 0.0 or others < XTC_LEAST:
         return _all(z), z
-    rest = (1 - (1 - rule.a) * mass) / (1 - mass)
+    rest = (others + rule.a * mass) / others
     return _all(z), (probs * torch.where(best, 1 - rule.a, rest)).log()
 
 
