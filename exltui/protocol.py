@@ -21,8 +21,10 @@ class LoadOptions:
 
     device: str | None = None  # "cpu", "cuda:0"; None: the first GPU if there is one
     length: int | None = None  # context in tokens; None: the model's own, at most 8,192
+    cache_tokens: int | None = None  # that all jobs together may have in the cache; None: as many as the context
     cache: str = "fp16"  # "fp16", "q8", "q6", "q4", or "K,V" bits
     chunk_size: int = 2048  # prompt tokens per forward pass
+    max_batch: int = 32  # jobs that run at once; the others wait
     threads: int | None = None  # CPU threads; None: physical cores
     rope_scale: float | None = None  # linear position scale
     rope_alpha: float | None = None  # NTK alpha

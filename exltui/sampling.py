@@ -16,7 +16,7 @@ from exltui.protocol import Sampling
 Kind = Literal["number", "whole", "switch", "text"]
 Value = float | int | bool | str | None
 
-# The stages that shape the distribution, in the order in which they run unless a job says another one.
+# The stages that shape the distribution, in the order in which they run unless a job says another one. The kernels number them so too.
 ORDER = (
     "top_n_sigma",
     "smoothing",

@@ -164,6 +164,10 @@ class Tokenizer:
 
 
 def _refuse(directory: Path) -> None:
+    if not (directory / "config.json").exists():
+        raise ModelError(
+            f"{directory}: there is no config.json, so this is not a model directory", "choose the folder that holds config.json"
+        )
     if (directory / "tokenizer.model").exists():
         code = f"from transformers import AutoTokenizer as T; T.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
         hint = f'python -c "{code}" writes tokenizer.json (pip install transformers sentencepiece)'

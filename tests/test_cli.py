@@ -145,11 +145,14 @@ def test_what_cannot_be_done_is_status_1_with_a_sentence(capsys: pytest.CaptureF
         (["-m", starter_model, "-p", "x", "--device", "tpu"], "'tpu' is not a device"),
         (["-m", starter_model, "-p", "x", "--cache", "q3"], "'q3' is not a cache mode"),
         (["-m", starter_model, "-p", "x", "--chunk-size", "0"], "chunks of 0 tokens are impossible"),
+        (["-m", starter_model, "-p", "x", "--max-batch", "33"], "33 jobs at once are impossible"),
+        (["-m", starter_model, "-p", "x", "--cache-tokens", "0"], "a cache of 0 tokens is impossible"),
+        (["-m", tmp_path, "-p", "x"], "no config.json, so this is not a model directory"),
         (["-m", starter_model, "-p", "x", "--threads", "0"], "0 threads are impossible"),
         (["-m", starter_model, "-p", "x", "--threads", "100000"], "100,000 threads are impossible"),
         (["-m", starter_model, "-f", tmp_path / "long.txt", "--length", "256"], "the context holds 256"),
         (["-m", write_model(tmp_path / "odd", model_files(architectures=["OddForCausalLM"])), "-p", "x"], "odd"),
-        (["-m", write_model(tmp_path / "bare", {"tokenizer.json": b"{}"}), "-p", "x"], "bare"),
+        (["-m", write_model(tmp_path / "bare", {"config.json": b"{}", "tokenizer.json": b"{}"}), "-p", "x"], "bare"),
     ):
         status, out, err = run(capsys, "generate", *arguments)
         assert status == 1 and out == "", (arguments, err)

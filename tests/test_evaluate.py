@@ -36,6 +36,16 @@ def test_logits_of_more_than_a_chunk(reference_and_model) -> None:
     assert seen == [(256, 300), (300, 300)]
 
 
+def test_chunks_are_as_long_as_one_says(reference_and_model) -> None:
+    _, model = reference_and_model
+    ids, seen = tokens(50), []
+    got = logits(model, ids, chunk=20, progress=lambda done, total: seen.append(done))
+    assert seen == [20, 40, 50] and nmse(got, logits(model, ids)) <= 1e-6
+    assert perplexity(model, ids, 50, chunk=7).nll == pytest.approx(perplexity(model, ids, 50).nll, rel=1e-4)
+    with pytest.raises(ModelError, match="chunks of 0 tokens"):
+        logits(model, ids, chunk=0)
+
+
 @pytest.mark.parametrize(
     ("ids", "error", "words"),
     [

@@ -270,6 +270,19 @@ def test_more_jobs_than_a_batch_holds_all_end() -> None:
         check_job(events, spec, 100 * SIZE)
 
 
+def test_no_more_run_at_once_than_was_said() -> None:
+    generator, seen = toy_generator(100, chunk=64), []
+    generator.max_batch = 3
+    specs = [JobSpec(f"j{i}", prompt_ids=(1 + i % 15,), sampling=Sampling(seed=i), max_new_tokens=4) for i in range(8)]
+    events = [event for spec in specs for event in generator.submit(spec)]
+    while generator.busy:
+        events += generator.advance()
+        seen.append(len(generator._running))
+    assert max(seen) == 3
+    for spec in specs:
+        check_job(events, spec, 100 * SIZE)
+
+
 def test_stop_ids_of_the_job_add_to_those_of_the_model() -> None:
     spec = JobSpec("a", prompt_ids=(7,), sampling=Sampling(seed=2, temperature=2.0), stop_token_ids=(3, 4, 5))
     generator = toy_generator(40)

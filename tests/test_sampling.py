@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from sampling_reference import distribution as scalar
 from sampling_reference import dry, penalised
 
+from exltui import paths
 from exltui.engine.generate.sampling import Sampler, bits, uniform
 from exltui.engine.ops import OPS, bind
 from exltui.engine.ops import cpu as native
-from exltui.engine.ops.sample import EXCLUDED, Rule, SampleParams, adjusted, distribution, sample, sample_on_gpu
+from exltui.engine.ops.sample import EXCLUDED, STAGES, Rule, SampleParams, adjusted, distribution, sample, sample_on_gpu
 from exltui.errors import ModelError, SamplingError
 from exltui.protocol import Sampling
 from exltui.sampling import BY_NAME, ORDER, SETTINGS, stages, validate
@@ -183,6 +185,12 @@ def test_the_kernel_draws_what_the_reference_draws(rules: tuple[Rule, ...], seed
         strays = set(ids.tolist()) ^ set(fast_ids.tolist())
         common = [i for i in ids.tolist() if i not in strays]
         assert len(strays) <= max(2, len(common) // 50), (strays, common)
+
+
+def test_the_kernels_number_the_stages_as_the_table_does() -> None:
+    header = (paths.csrc_dir() / "cpu" / "sample.h").read_text(encoding="utf-8")
+    (names,) = re.findall(r"enum class Stage : int \{ ([a-z_, ]+) \}", header)
+    assert tuple(names.split(", ")) == STAGES == (*ORDER, "skew")
 
 
 def test_ties_go_to_the_lowest_id() -> None:

@@ -153,6 +153,9 @@ def test_lone_surrogates_do_no_harm(starter_model: Path) -> None:
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json, so this is not a model directory"):
+        Tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"x")

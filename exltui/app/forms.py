@@ -26,6 +26,9 @@ LENGTHS = (None, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 LOAD_HELP = {
     "device": "Where the model runs; empty: the first GPU if there is one.",
     "length": "Context in tokens; empty: the model's own, at most 8,192.",
+    "cache_tokens": "Tokens that all jobs together may have; empty: as many as the context.",
+    "max_batch": "Jobs that run at once.",
+    "host_cache": "GB of host memory for pages that the cache has no room for.",
     "cache": "Bits of the key/value cache: less memory, a little less exact.",
     "chunk_size": "Prompt tokens read in one pass.",
     "threads": "Processor threads; empty: as many as there are cores.",

@@ -25,7 +25,7 @@ def run_logits(options: argparse.Namespace) -> int:
     directory, load = model_path(options), _exact(load_options(options))
     import numpy as np
 
-    from exltui.engine.evaluate.logits import logits
+    from exltui.engine.evaluate.logits import CHUNK, logits
     from exltui.engine.run.cache import parse_cache_mode
 
     line = ProgressLine()
@@ -33,7 +33,11 @@ def run_logits(options: argparse.Namespace) -> int:
         model = _load(directory, load, line)
         started = time.perf_counter()
         values = logits(
-            model, ids, bits=parse_cache_mode(load.cache), progress=lambda done, total: line("logits", done, total, "tokens")
+            model,
+            ids,
+            bits=parse_cache_mode(load.cache),
+            chunk=getattr(options, "chunk_size", CHUNK),
+            progress=lambda done, total: line("logits", done, total, "tokens"),
         ).numpy()
     finally:
         line.end()
@@ -62,6 +66,7 @@ def run_perplexity(options: argparse.Namespace) -> int:
     else:
         tokenizer = Tokenizer(directory)
         ids = tokenizer.encode(read_text(options.file), parse_special=False, add_bos=tokenizer.adds_bos)
+    from exltui.engine.evaluate.logits import CHUNK
     from exltui.engine.evaluate.perplexity import perplexity
     from exltui.engine.run.cache import parse_cache_mode
 
@@ -75,6 +80,7 @@ def run_perplexity(options: argparse.Namespace) -> int:
             min(options.window, model.context),
             options.stride,
             bits=parse_cache_mode(load.cache),
+            chunk=getattr(options, "chunk_size", CHUNK),
             progress=lambda done, total: line("perplexity", done, total, "tokens"),
         )
     finally:

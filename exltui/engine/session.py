@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from exltui.engine.generate.drafts import Drafter, ModelDrafter, NgramDrafter, stretch
-from exltui.engine.generate.generator import Generator
+from exltui.engine.generate.generator import MAX_BATCH, Generator
 from exltui.engine.generate.room import pages_for
 from exltui.engine.model.loading import load_model, resolve_device
 from exltui.engine.ops import native
@@ -70,8 +70,14 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
         raise ModelError(
             f"a host cache of {options.host_cache:g} GB is impossible", "give --host-cache a number of gigabytes, or leave it out"
         )
+    if options.cache_tokens is not None and options.cache_tokens < 1:
+        raise ModelError(
+            f"a cache of {options.cache_tokens} tokens is impossible", "give --cache-tokens a positive number, or leave it out"
+        )
     if options.chunk_size < 1:
         raise ModelError(f"chunks of {options.chunk_size} tokens are impossible", "give --chunk-size a positive number, or leave it out")
+    if not 1 <= options.max_batch <= MAX_BATCH:
+        raise ModelError(f"{options.max_batch} jobs at once are impossible", f"give --max-batch a number from 1 to {MAX_BATCH}")
     tokenizer = Tokenizer(directory)
     bits = parse_cache_mode(options.cache)
     device = resolve_device(options.device)
@@ -82,13 +88,13 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     except BuildError as error:  # the references run instead
         problem = f"{error}; {error.hint}"
     model = load_model(directory, options, progress, cancelled)
-    cache = KVCache(model.spec, pages_for(model.context), bits, device)
+    cache = KVCache(model.spec, pages_for(options.cache_tokens or model.context), bits, device)
     runner = Runner(model, cache)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
     drafter = _drafter(options, tokenizer, runner, progress, cancelled)
     return Session(
         runner,
-        Generator(runner, tokenizer, model.context, chunk, drafter, int(options.host_cache * 1e9)),
+        Generator(runner, tokenizer, model.context, chunk, drafter, int(options.host_cache * 1e9), options.max_batch),
         tokenizer,
         _fingerprint(directory, options),
         problem,

@@ -46,7 +46,7 @@ def plan(directory: Path, weights: int, trained: int | None, options: LoadOption
     longest = None
     if free is not None:
         longest = max(0, int((free - weights - buffers) / per_token) // PAGE * PAGE)
-    return Plan(weights, int(per_token * length), buffers, length, free, longest)
+    return Plan(weights, int(per_token * (options.cache_tokens or length)), buffers, length, free, longest)
 
 
 def cache_bytes(directory: Path, cache: str) -> float | None:

@@ -19,11 +19,13 @@ CHUNK = 256  # tokens in a step
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
-def logits(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16), progress: Progress | None = None) -> Tensor:
+def logits(
+    model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16), chunk: int = CHUNK, progress: Progress | None = None
+) -> Tensor:
     """The logits after each of ``ids`` -> [t, v] f32 on the CPU. Raises ContextError and ModelError as ``logit_chunks`` does."""
     check_ids(model, ids)
     found, done = torch.empty(len(ids), model.spec.vocab), 0
-    for part in logit_chunks(model, ids, bits=bits):
+    for part in logit_chunks(model, ids, bits=bits, chunk=chunk):
         found[done : done + len(part)] = part
         done += len(part)
         if progress is not None:
@@ -31,20 +33,22 @@ def logits(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16)
     return found
 
 
-def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16)) -> Iterator[Tensor]:
-    """The same, in chunks of at most 256 rows on the model's device. ``bits`` are those of the cache's keys and values.
+def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (16, 16), chunk: int = CHUNK) -> Iterator[Tensor]:
+    """The same, in chunks of at most ``chunk`` rows on the model's device. ``bits`` are those of the cache's keys and values.
 
     Raises ContextError if ``ids`` are more than the context that was loaded, and ModelError if one is not in the vocabulary.
     """
     check_ids(model, ids)
+    if chunk < 1:
+        raise ModelError(f"chunks of {chunk} tokens are impossible", "give --chunk-size a positive number, or leave it out")
     if len(ids) > model.context:
         raise ContextError(
             f"{len(ids):,} tokens do not fit into the context of {model.context:,}", "load with a larger --length, or give less"
         )
     pages = range(-(-len(ids) // PAGE))
     runner = Runner(model, KVCache(model.spec, len(pages), bits, model.device))
-    for start in range(0, len(ids), CHUNK):
-        run = Run(ids[start : start + CHUNK], start, pages, "all", runner.adapters.mix(None))
+    for start in range(0, len(ids), chunk):
+        run = Run(ids[start : start + chunk], start, pages, "all", runner.adapters.mix(None))
         yield runner.step(Step.build([run], model.device))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exltui.engine.evaluate.logits import check_ids, logit_chunks
+from exltui.engine.evaluate.logits import CHUNK, check_ids, logit_chunks
 from exltui.engine.model.loading import Model
 from exltui.errors import ContextError, ModelError
 
@@ -33,6 +33,7 @@ def perplexity(
     stride: int | None = None,
     *,
     bits: tuple[int, int] = (16, 16),
+    chunk: int = CHUNK,
     progress: Progress | None = None,
 ) -> Perplexity:
     """Score ``ids`` in windows of ``length`` tokens that begin every ``stride`` tokens (``length`` if None: no overlap).
@@ -55,7 +56,7 @@ def perplexity(
     total = sum(end - first for _, first, end in spans)
     summed, scored = 0.0, 0
     for begin, first, end in spans:
-        for losses in _losses(model, ids[begin:end], first - begin, bits):
+        for losses in _losses(model, ids[begin:end], first - begin, bits, chunk):
             summed += float(losses.double().sum())
             scored += len(losses)
             if progress is not None:
@@ -77,10 +78,10 @@ def windows(count: int, length: int, stride: int) -> Iterator[tuple[int, int, in
             return
 
 
-def _losses(model: Model, ids: Sequence[int], first: int, bits: tuple[int, int]) -> Iterator[Tensor]:
+def _losses(model: Model, ids: Sequence[int], first: int, bits: tuple[int, int], chunk: int) -> Iterator[Tensor]:
     """The negative log-likelihoods [.] f32 of ``ids[first:]``, a chunk at a time."""
     start = 0
-    for rows in logit_chunks(model, ids, bits=bits):
+    for rows in logit_chunks(model, ids, bits=bits, chunk=chunk):
         begin, end = max(first - 1, start), min(start + len(rows), len(ids) - 1)  # row i scores token i + 1
         if begin < end:
             chosen = rows[begin - start : end - start]

@@ -48,18 +48,27 @@ class _Run:
 class Generator:
     """``context`` is the longest sequence, at most what the cache holds; ``chunk`` the number of prompt tokens in a step.
 
-    ``host_cache`` is how many bytes of pages are kept in host memory when the cache gives their room away.
+    ``host_cache`` is how many bytes of pages are kept in host memory when the cache gives their room away; ``max_batch`` how many jobs run
+    at once.
 
     ``tokens_read`` and ``tokens_drawn`` count all that went through: prompt tokens computed, reply tokens sampled.
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, context: int, chunk: int, drafter: Drafter | None = None, host_cache: int = 0
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        context: int,
+        chunk: int,
+        drafter: Drafter | None = None,
+        host_cache: int = 0,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
         self.context = min(context, runner.cache.pages * PAGE)
         self.chunk = chunk
+        self.max_batch = max_batch
         self.table = PageTable(runner.cache.pages)
         self.drafter = drafter
         stores = [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])]
@@ -141,8 +150,11 @@ class Generator:
         if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
             self.drafter.read(reading)
         logits = self.runner.step(Step.build(sequences, self.runner.model.device))
-        for job in dict.fromkeys(run.job for run in runs):
-            events.extend(self._computed(job, [run for run in runs if run.job is job]))
+        by_job: dict[Job, list[_Run]] = {}
+        for run in runs:
+            by_job.setdefault(run.job, []).append(run)
+        for job, mine in by_job.items():
+            events.extend(self._computed(job, mine))
         drawing = [run for run in runs if run.draws]
         if drawing:
             events.extend(self._draw(drawing, logits))
@@ -155,8 +167,8 @@ class Generator:
         events: list[Event] = []
         passed: list[Job] = []
         for job in list(self._waiting):
-            full = len(self._running) >= MAX_BATCH and all(each.spec.priority >= job.spec.priority for each in self._running)
-            if full or len(passed) > MAX_BATCH or any(each.skipped >= MAX_SKIPS for each in passed):
+            full = len(self._running) >= self.max_batch and all(each.spec.priority >= job.spec.priority for each in self._running)
+            if full or len(passed) > self.max_batch or any(each.skipped >= MAX_SKIPS for each in passed):
                 break
             if self._awaits(job):
                 continue
@@ -188,7 +200,7 @@ class Generator:
 
     def _fits(self, job: Job) -> bool:
         """Pages for ``job``, taken if need be from running jobs of a lower priority, the lowest and youngest first."""
-        while len(self._running) >= MAX_BATCH or not self.room.enter(job.tracks):
+        while len(self._running) >= self.max_batch or not self.room.enter(job.tracks):
             victim = min(self._running, key=_importance, default=None)
             if victim is None or victim.spec.priority >= job.spec.priority:
                 return False
@@ -265,26 +277,15 @@ class Generator:
 
     def _draw(self, runs: list[_Run], logits: Tensor) -> list[Event]:
         """Draw the next tokens of all jobs whose sequences end in this step; of one with drafts as many as hold, and one more."""
+        logits = _guided(runs, logits)
+        own = [run for run in runs if run.track is run.job.track]
+        params = [self._params(run.job, run.drafts[:i]) for run in own for i in range(1 + len(run.drafts))]
+        drawn = self.runner.model.ops.sample(logits, params).tolist()
         events: list[Event] = []
-        jobs: list[_Run] = []
-        params: list[list[SampleParams]] = []
-        rows: list[Tensor] = []
         at = 0
-        for run in runs:
-            count = 1 + len(run.drafts)
-            if run.track is run.job.guide:  # it follows the job's own
-                rows[-1] = _guided(rows[-1], logits[at : at + 1], run.job.spec.sampling.cfg_scale)
-            else:
-                jobs.append(run)
-                rows.append(logits[at : at + count])
-                params.append([self._params(run.job, run.drafts[:i]) for i in range(count)])
-            at += count
-        together = torch.cat(rows) if any(run.job.guide for run in runs) else logits
-        drawn = self.runner.model.ops.sample(together, [p for each in params for p in each]).tolist()
-        at = 0
-        for run, mine, row in zip(jobs, params, rows, strict=True):
-            events.extend(self._take(run, drawn[at : at + len(mine)], row, mine))
-            at += len(mine)
+        for run in own:
+            events.extend(self._take(run, at, drawn, logits, params))
+            at += 1 + len(run.drafts)
         return events
 
     @staticmethod
@@ -293,15 +294,16 @@ class Generator:
         history = [*job.tokens, *drafts] if drafts else job.tokens
         return job.sampler.params(history, position, job.params_mask(), job.banned(position))
 
-    def _take(self, run: _Run, drawn: list[list[float]], logits: Tensor, params: list[SampleParams]) -> list[Event]:
-        """Give the job what was drawn for it, as far as its drafts hold."""
+    def _take(self, run: _Run, at: int, drawn: list[list[float]], logits: Tensor, params: list[SampleParams]) -> list[Event]:
+        """Give the job what was drawn for it, from row ``at`` on, as far as its drafts hold."""
         job, held, before = run.job, 0, len(run.job.tokens)
         events: list[Event] = []
-        for i, (token, probability, prior) in enumerate(drawn):
+        for i in range(1 + len(run.drafts)):
+            token, probability, prior = drawn[at + i]
             self.tokens_drawn += 1
             job.sampler.observe(len(job.tokens), probability, prior)
             if job.spec.scores or job.spec.top_tokens or job.spec.logits:
-                events += scores(job, int(token), probability, logits[i], params[i])
+                events += scores(job, int(token), probability, logits[at + i], params[at + i])
             events += self._accept(job, int(token))
             if job not in self._running or i == len(run.drafts) or run.drafts[i] != int(token):
                 break
@@ -354,6 +356,21 @@ def _importance(job: Job) -> tuple[int, int]:
     return job.spec.priority, -job.arrival
 
 
-def _guided(logits: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """[1, v] f32: classifier-free guidance, ``s log_softmax(a) + (1 - s) log_softmax(b)`` (Sanchez et al., 2306.17806)."""
-    return scale * logits.float().log_softmax(-1) + (1 - scale) * negative.float().log_softmax(-1)
+def _guided(runs: Many[_Run], logits: Tensor) -> Tensor:
+    """``logits`` without the rows of negative prompts, each of which follows its job's own and guides it: classifier-free guidance,
+    ``s log_softmax(a) + (1 - s) log_softmax(b)`` (Sanchez et al., 2306.17806).
+    """
+    if all(run.job.guide is None for run in runs):
+        return logits
+    rows: list[Tensor] = []
+    at = 0
+    for run in runs:
+        count = 1 + len(run.drafts)
+        mine = logits[at : at + count]
+        if run.track is run.job.guide:
+            scale = run.job.spec.sampling.cfg_scale
+            rows[-1] = scale * rows[-1].float().log_softmax(-1) + (1 - scale) * mine.float().log_softmax(-1)
+        else:
+            rows.append(mine)
+        at += count
+    return torch.cat(rows)

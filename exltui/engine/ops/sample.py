@@ -19,24 +19,9 @@ from torch import Tensor
 from exltui.engine.ops.references import expect
 from exltui.engine.ops.table import OPS, register_native, row
 from exltui.errors import ModelError
+from exltui.sampling import ORDER
 
-# In the order of csrc/cpu/sample.h.
-STAGES = (
-    "top_n_sigma",
-    "smoothing",
-    "temperature",
-    "top_k",
-    "top_p",
-    "top_a",
-    "min_p",
-    "tfs",
-    "typical",
-    "mirostat",
-    "dynamic_temperature",
-    "xtc",
-    "adaptive",
-    "skew",
-)
+STAGES = (*ORDER, "skew")  # the last one moves the random point; csrc/cpu/sample.h numbers them alike
 EXCLUDED = -1  # what is drawn where every token is excluded
 BROKEN = -2
 COLDEST = 0.01  # a dynamic temperature is at least this
