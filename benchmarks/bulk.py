@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def main() -> None:
     directory = Path(options.model) if options.model else synthetic(options.synthetic)
     each = -(-(options.prompt + options.reply) // PAGE) * PAGE
     load = LoadOptions(device=options.device, threads=options.threads, length=max(each, PAGE), cache_tokens=each * max(batches))
+    load = replace(load, reproducible=options.reproducible)
     session = open_session(directory, load, lambda *_: None, lambda: False)
     model = session.runner.model
     name = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -76,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--greedy", action="store_true", help="in place of the usual sampler")
+    parser.add_argument("--reproducible", action="store_true", help="every line as if it were alone")
     for flag, default in (("--lines", 32), ("--prompt", 128), ("--reply", 128)):
         parser.add_argument(flag, type=int, default=default)
     return parser.parse_args()
@@ -107,21 +110,21 @@ def clocked(generator: Generator) -> Iterator[dict[str, float]]:
     ops = runner.model.ops
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             begin = time.perf_counter()
             result = function(*arguments)
             clock[part] += time.perf_counter() - begin
             clock["steps"] += part == "model"
             return result
 
-        return run
+        return call
 
-    step, draw = runner.step, ops.sample
-    runner.step, ops.sample = timed("model", step), timed("draw", draw)
+    run, draw = runner.run, ops.sample
+    runner.run, ops.sample = timed("model", run), timed("draw", draw)
     try:
         yield clock
     finally:
-        runner.step, ops.sample = step, draw
+        runner.run, ops.sample = run, draw
 
 
 def synthetic(shape: str) -> Path:

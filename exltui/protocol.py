@@ -24,6 +24,7 @@ class LoadOptions:
     cache_tokens: int | None = None  # that all jobs together may have in the cache; None: as many as the context
     cache: str = "fp16"  # "fp16", "q8", "q6", "q4", or "K,V" bits
     chunk_size: int = 2048  # prompt tokens per forward pass
+    reproducible: bool = False  # a seed gives the same tokens whatever else runs; slower (docs/sampling.md)
     max_batch: int = 32  # jobs that run at once; the others wait
     threads: int | None = None  # CPU threads; None: physical cores
     rope_scale: float | None = None  # linear position scale

@@ -17,7 +17,7 @@ from exltui.engine.generate.sampling import Sampler
 from exltui.engine.ops import bind
 from exltui.engine.ops.sample import sample
 from exltui.engine.run import pages, step
-from exltui.engine.run.step import Step
+from exltui.engine.run.step import Sequence, Step
 from exltui.protocol import JobSpec
 
 VOCABULARY = 16
@@ -70,6 +70,9 @@ class ToyRunner:
         self.largest = 0
         self.fail: Exception | None = None
         self.adapters = SimpleNamespace(mix=lambda uses: (), root=lambda mix: pages.ROOT)
+
+    def run(self, sequences: list[Sequence]) -> torch.Tensor:
+        return self.step(Step.build(sequences, self.model.device))
 
     def step(self, packet: Step) -> torch.Tensor:
         self.steps += 1

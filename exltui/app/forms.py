@@ -27,6 +27,7 @@ LOAD_HELP = {
     "device": "Where the model runs; empty: the first GPU if there is one.",
     "length": "Context in tokens; empty: the model's own, at most 8,192.",
     "cache_tokens": "Tokens that all jobs together may have; empty: as many as the context.",
+    "reproducible": "A seed gives the same tokens whatever else runs; slower.",
     "max_batch": "Jobs that run at once.",
     "host_cache": "GB of host memory for pages that the cache has no room for.",
     "cache": "Bits of the key/value cache: less memory, a little less exact.",

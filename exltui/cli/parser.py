@@ -94,6 +94,9 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     add("--host-cache", float, "GB", "host memory for pages that the cache has no room for (default 0)")
     add("--draft-model", str, "DIR", "a small model with the same vocabulary, which guesses ahead")
     group.add_argument("--ngram-draft", action="store_true", default=argparse.SUPPRESS, help="guess ahead from what the text had before")
+    group.add_argument(
+        "--reproducible", action="store_true", default=argparse.SUPPRESS, help="a seed gives the same tokens whatever else runs; slower"
+    )
     add("--activations", str, "KIND", "of quantised weights on the CPU: int8 or fp32 (default int8)")
 
 

@@ -89,7 +89,7 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
         problem = f"{error}; {error.hint}"
     model = load_model(directory, options, progress, cancelled)
     cache = KVCache(model.spec, pages_for(options.cache_tokens or model.context), bits, device)
-    runner = Runner(model, cache)
+    runner = Runner(model, cache, reproducible=options.reproducible)
     chunk = min(options.chunk_size, CPU_CHUNK) if device.type == "cpu" else options.chunk_size
     drafter = _drafter(options, tokenizer, runner, progress, cancelled)
     return Session(

@@ -23,7 +23,7 @@ from exltui.engine.ops.sample import EXCLUDED, SampleParams
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import PageTable
 from exltui.engine.run.runner import Runner
-from exltui.engine.run.step import Sequence, Step
+from exltui.engine.run.step import Sequence
 from exltui.engine.run.tier import HostTier
 from exltui.errors import ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewound, Text
@@ -149,7 +149,7 @@ class Generator:
         sequences = [self._sequence(run) for run in runs]
         if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
             self.drafter.read(reading)
-        logits = self.runner.step(Step.build(sequences, self.runner.model.device))
+        logits = self.runner.run(sequences)
         by_job: dict[Job, list[_Run]] = {}
         for run in runs:
             by_job.setdefault(run.job, []).append(run)

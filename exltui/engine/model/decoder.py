@@ -179,6 +179,11 @@ class Decoder:
         return self._ropes[key]
 
     @property
+    def rows_alike(self) -> int:
+        """How many rows a step may have so that each is computed as if it were alone."""
+        return self.ops.rows_alike if self._run_layers is not None else 1
+
+    @property
     def weights(self) -> list[AnyWeight]:
         """Every linear weight of the layers, without embedding, head and routers."""
         return [weight for layer in self.layers for weight in layer.weights]

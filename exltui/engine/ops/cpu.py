@@ -24,6 +24,7 @@ from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Ex
 from exltui.errors import BuildError
 
 ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
+FEW = 16  # rows up to which a product takes each as if it were alone (csrc/cpu/inputs.h)
 FORMATS = ("plain", "exl2", "gptq")  # that a packed weight can be made from
 KINDS = ("dense", "blocked")  # of weights that kernels read
 SETS = ("portable", "neon", "avx2", "avx512", "vnni")

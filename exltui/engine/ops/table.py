@@ -81,6 +81,7 @@ class OpSet:
     attend: Callable[..., Tensor]
     sample: Callable[..., Tensor]
     compile_layers: Callable[..., Callable[..., Tensor] | None] | None = None
+    rows_alike: int = 1  # in a call of compiled layers, each of up to so many rows is computed as if it were alone
     whole: bool = True
 
     def __init__(self, device: torch.device, functions: dict[str, Callable[..., Tensor]], native: frozenset[str]) -> None:
@@ -100,7 +101,7 @@ def bind(device: torch.device | str, *, native: bool = True) -> OpSet:
     if device.type == "cpu" and "attend" in available:
         from exltui.engine.ops import cpu
 
-        ops.compile_layers = cpu.compile_layers
+        ops.compile_layers, ops.rows_alike = cpu.compile_layers, cpu.FEW
     return ops
 
 

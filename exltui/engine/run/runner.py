@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
+import torch
 from torch import Tensor
 
 from exltui.engine.model.loading import Model
 from exltui.engine.model.lora import AdapterBank
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.graphs import DecodeGraphs
-from exltui.engine.run.step import Step
+from exltui.engine.run.step import Sequence, Step, portions
 
 
 class Runner:
-    def __init__(self, model: Model, cache: KVCache) -> None:
+    """``reproducible``: what a sequence gets depends on nothing else that runs. That costs graphs, and all but small steps."""
+
+    def __init__(self, model: Model, cache: KVCache, *, reproducible: bool = False) -> None:
         self.model = model
         self.cache = cache
-        self._graphs = DecodeGraphs(model.decoder, cache, model.context) if DecodeGraphs.suit(model, cache) else None
+        self._rows = model.decoder.rows_alike if reproducible else None
+        suited = not reproducible and DecodeGraphs.suit(model, cache)
+        self._graphs = DecodeGraphs(model.decoder, cache, model.context) if suited else None
 
     @property
     def adapters(self) -> AdapterBank:
         return self.model.decoder.adapters
+
+    def run(self, sequences: Many[Sequence]) -> Tensor:
+        """Run ``sequences`` side by side -> logits [r, v] f32 on the model's device, in their order."""
+        if self._rows is None:
+            return self.step(Step.build(sequences, self.model.device))
+        rows = 1 if any(sequence.mix for sequence in sequences) else self._rows  # adapters are products of torch's
+        return torch.cat([self.step(Step.build(part, self.model.device)) for part in portions(sequences, rows)])
 
     def step(self, step: Step) -> Tensor:
         """Run one packet -> logits [r, v] f32 on the model's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Literal
@@ -67,6 +68,25 @@ class Step:
         ids, at, places, begins, ends, pages_of, wanted = packet.split([len(part) for part in parts])
         batch = Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths))
         return Step(ids, batch, wanted.long(), _mix(sequences, device))
+
+
+def portions(sequences: Many[Sequence], rows: int) -> Iterator[list[Sequence]]:
+    """``sequences`` in packets of at most ``rows`` tokens, in their order; what is longer is cut."""
+    packet: list[Sequence] = []
+    room = rows
+    for each in sequences:
+        at = 0
+        while at < len(each.tokens):
+            end = min(at + room, len(each.tokens))
+            logits = "none" if each.logits == "last" and end < len(each.tokens) else each.logits
+            packet.append(Sequence(each.tokens[at:end], each.start + at, each.pages, logits, each.mix))
+            room -= end - at
+            at = end
+            if not room:
+                yield packet
+                packet, room = [], rows
+    if packet:
+        yield packet
 
 
 def _mix(sequences: Many[Sequence], device: torch.device) -> Tensor | None:
