@@ -17,7 +17,11 @@ from exltui.protocol import (
     Command,
     Done,
     Event,
+    Explain,
+    Explained,
     Failed,
+    Inspect,
+    Inspected,
     Load,
     Loaded,
     LoadFailed,
@@ -40,6 +44,8 @@ ANSWERS: dict[type, tuple[type, ...]] = {
     Load: (LoadProgress, Loaded, LoadFailed),
     Unload: (Unloaded,),
     Submit: (Queued, Prefill, Text, Scores, Rewound, Done, Failed),
+    Inspect: (Inspected,),
+    Explain: (Explained,),
 }
 
 
@@ -148,8 +154,8 @@ class ReplayClient:
         if self._zero is None:
             return
         self.sent.append(command)
-        if isinstance(command, (Load, Unload, Submit)):
-            own = command.job.id if isinstance(command, Submit) else command.id
+        if type(command) in ANSWERS:
+            own = command.job.id if isinstance(command, Submit) else getattr(command, "id", "")
             for at, event in self._log:
                 key = _cue(event)
                 if key is not None and key[0] is type(command) and key not in self._ids:

@@ -109,6 +109,7 @@ class JobSpec:
     scores: bool = False  # a Scores event for each token
     top_tokens: int = 0  # with that many of the likeliest tokens in it
     logits: bool = False  # and with the model's logits
+    keep: bool = False  # its tokens' logits stay in the engine for Inspect and Explain, as long as there is room for them
     json_schema: str | None = None  # the reply is JSON that this schema, as JSON, allows
     regex: str | None = None  # or it matches this
     choices: tuple[str, ...] = ()  # or it is one of these
@@ -157,6 +158,26 @@ class LoadAdapter:
 class DropAdapter:
     id: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Say how likely each token of a job was that was submitted with ``keep``. Answered by Inspected or QueryFailed."""
+
+    id: str
+    job: str
+    top: int = 8  # so many of the likeliest tokens beside each
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Say what the sampler makes of a kept token's logits, stage by stage. Answered by Explained or QueryFailed; no model call."""
+
+    id: str
+    job: str
+    position: int  # of the token in prompt and reply
+    sampling: Sampling | None = None  # None: the job's own
+    top: int = 16  # how many of the likeliest tokens are followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +298,44 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspected:
+    """The kept tokens of a job in their order, the stop token among them. ``top`` of the scores is empty: Explain tells it."""
+
+    id: str
+    job: str
+    scores: tuple[Scores, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageOf:
+    """What one stage left. ``name``: "raw" (the model's own distribution), "penalties" (with bias, bans and grammar), or a stage's."""
+
+    name: str
+    left: int  # tokens that can still be drawn
+    removed: float  # the probability that those had which it took away
+    probabilities: tuple[float, ...]  # of the tokens that are followed
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The way from the model's distribution to what a token is drawn from, for the tokens ``ids``, the likeliest to the model first."""
+
+    id: str
+    job: str
+    position: int
+    token: int  # that was drawn
+    ids: tuple[int, ...]
+    stages: tuple[StageOf, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryFailed:
+    id: str
+    error: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rewound:
     """A job took tokens back. None of their text was in a Text event."""
 
@@ -350,10 +409,12 @@ class Meter:
     pages_total: int = 0
 
 
-Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Quit
+Query = Inspect | Explain
+Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Query | Quit
 AboutAdapters = AdapterLoaded | AdapterDropped | AdapterFailed
 AboutJobs = Queued | Prefill | Text | Scores | Rewound | Done | Failed
-Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutJobs | Meter
+Answer = Inspected | Explained | QueryFailed
+Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutJobs | Answer | Meter
 
 _TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
 

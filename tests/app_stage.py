@@ -86,7 +86,7 @@ class PlainPreparer(Preparer):
             raise self.error
         prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in order.turns)
         return Prepared(
-            JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling, scores=order.scores), opening=self.opening
+            JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling, keep=order.keep), opening=self.opening
         )
 
     def tokenizer(self, order: Order) -> WordTokenizer:
@@ -105,6 +105,11 @@ class PlainPreparer(Preparer):
             cut.add(movable[0])
 
 
+def likely(token: int) -> tuple[tuple[int, float], ...]:
+    """What could have stood where ``token`` does, with probabilities: the Moon and the Sun for one another."""
+    return ((1, 0.7), (2, 0.2)) if token in (1, 2) else ((token, 0.9),)
+
+
 class Speaker:
     """An engine that says what it is given: one of ``replies`` for each job, a word every tenth of a second of ``clock``."""
 
@@ -116,7 +121,7 @@ class Speaker:
         self._said: dict[str, int] = {}
         self._next: dict[str, float] = {}  # when each job says its next word
         self.clock = Clock()
-        self.scored = False  # whether it says how likely its words are; they are those of ``WordTokenizer`` then
+        self.spoken: dict[str, list[str]] = {}  # words by job, which are tokens of ``WordTokenizer`` where they are inspected
 
     def start(self) -> None: ...
 
@@ -136,6 +141,32 @@ class Speaker:
             self._events += [protocol.Queued(command.job.id, 20), protocol.Prefill(command.job.id, 20, 20, 8)]
         elif isinstance(command, protocol.Cancel) and command.id in self._jobs:
             self._finish(command.id, "cancelled")
+        elif isinstance(command, protocol.Inspect):
+            self._inspect(command)
+        elif isinstance(command, protocol.Explain):
+            self._explain(command)
+
+    def _inspect(self, query: protocol.Inspect) -> None:
+        if query.job not in self.spoken:
+            self._events.append(protocol.QueryFailed(query.id, "the logits of this reply are no longer kept", "write it again"))
+            return
+        tokens = [WordTokenizer.WORDS.index(word) for word in self.spoken[query.job]]
+        scores = tuple(
+            protocol.Scores(query.job, 20 + place, token, 0.8, dict(likely(token))[token], raw_top=likely(token))
+            for place, token in enumerate(tokens)
+        )
+        self._events.append(protocol.Inspected(query.id, query.job, scores))
+
+    def _explain(self, query: protocol.Explain) -> None:
+        """A sampler that knows top-k alone."""
+        token = WordTokenizer.WORDS.index(self.spoken[query.job][query.position - 20])
+        raw = likely(token)
+        ids, probabilities = tuple(id for id, _ in raw), tuple(p for _, p in raw)
+        top_k = query.sampling.top_k if query.sampling else 50
+        kept = tuple(p if place < top_k else 0.0 for place, p in enumerate(probabilities))
+        cut = protocol.StageOf("top_k", min(5, top_k), 1 - sum(kept), tuple(p / sum(kept) for p in kept))
+        stages = (protocol.StageOf("raw", 5, 0.0, probabilities), cut)
+        self._events.append(protocol.Explained(query.id, query.job, query.position, token, ids, stages))
 
     def _finish(self, id: str, reason: str) -> None:
         del self._jobs[id]
@@ -148,10 +179,7 @@ class Speaker:
                 self._next[id] += 0.1
                 word = words.popleft()
                 self._events.append(protocol.Text(id, word, 1))
-                if self.scored:
-                    token = WordTokenizer.WORDS.index(word)
-                    top = ((1, 0.7), (2, 0.2)) if token in (1, 2) else ((token, 0.9),)
-                    self._events.append(protocol.Scores(id, 20, token, 0.8, dict(top)[token], ((token, 0.8),), top))
+                self.spoken.setdefault(id, []).append(word)
             if not words and self._next[id] <= self.clock():
                 self._finish(id, "stop_token")
         events = list(self._events)

@@ -7,7 +7,6 @@ from app_stage import Speaker, Stage
 
 from exltui import protocol
 from exltui.app.screens.candidates import CandidatesScreen
-from exltui.app.screens.inspect import InspectScreen
 from exltui.app.screens.pick import PickScreen
 
 WIDE = (160, 45)
@@ -255,30 +254,3 @@ async def test_a_paste_of_a_megabyte_is_a_mark_and_is_sent_whole(size):
         await pilot.press("enter")
         await stage.until(pilot, lambda: not stage.app.dialogue.busy)
         assert stage.texts[0] == ("user", text)
-
-
-async def test_the_inspector_shows_how_likely_each_token_was_and_branches_with_another():
-    stage = Stage(client=Speaker(["The Moon pulls", "The Moon pulls", " pulls"]))
-    stage.client.scored = True
-    async with stage.app.run_test(size=WIDE) as pilot:
-        await stage.load(pilot)
-        stage.client.scored = False
-        await stage.ask(pilot, TIDES)
-        await pilot.press("alt+up", "i")
-        assert stage.app.dialogue.recording, "it was not recorded; from now on it is"
-        stage.client.scored = True
-        await pilot.press("r")
-        await stage.until(pilot, lambda: not stage.app.dialogue.busy)
-        assert stage.preparer.orders[-1].scores
-        await pilot.press("alt+up", "i")
-        await stage.settle(pilot)
-        assert isinstance(stage.app.screen, InspectScreen)
-        await pilot.press("right")
-        about = stage.app.screen.query_one("#inspect-about").render().plain
-        assert "“ Moon”" in about
-        assert "70.0%" in about
-        assert "“ Sun”" in about
-        await pilot.press("2")
-        await stage.until(pilot, lambda: not stage.app.dialogue.busy)
-        assert stage.texts[-1][1] == "The Sun pulls"
-        assert prompts(stage)[-1].endswith("\nThe Sun")

@@ -30,12 +30,14 @@ from exltui.app.keys import Action, check_keymap
 from exltui.app.link import PlainSigns, WatchedFile, wants_plain_signs, watched
 from exltui.app.looks import LooksDesk
 from exltui.app.messages import MessageDesk
+from exltui.app.microscope import MicroscopeDesk
 from exltui.app.observed import Observed
 from exltui.app.palette import Actions
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
 from exltui.app.parts import Parts
 from exltui.app.presets import PresetDesk
+from exltui.app.queries import Queries
 from exltui.app.revision import TITLES
 from exltui.app.screens.help import binding_rows, help_text, place_name
 from exltui.app.screens.loader import LoaderScreen
@@ -91,6 +93,8 @@ class ExltuiApp(App[None]):
         self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling, parts.max_new_tokens
         self.dialogue.system = self.dialogue.conversation.system = parts.system
         self.errands = Errands(parts.client, self.work_aside, parts.preparer)
+        self.queries = Queries(parts.client)
+        self.microscope: MicroscopeDesk = MicroscopeDesk(self)
         self.chats: ChatDesk = ChatDesk(self)
         self.desk: ModelDesk = ModelDesk(self)
         self.messages: MessageDesk = MessageDesk(self)
@@ -192,6 +196,7 @@ class ExltuiApp(App[None]):
             self.observed.apply(event)
             self.dialogue.handle(event)
             self.errands.handle(event)
+            self.queries.handle(event)
             self.desk.handle(event)
             met = met or isinstance(event, protocol.Meter)
         if not self.clogged:
@@ -201,7 +206,7 @@ class ExltuiApp(App[None]):
         self._keep_draft()
         self.chats.title_when_idle()
         self.desk.tick()
-        if self.observed.busy or self.dialogue.busy or self.desk.busy or self.errands.busy:
+        if self.observed.busy or self.dialogue.busy or self.desk.busy or self.errands.busy or self.queries.busy:
             self._frame.resume()
         else:
             self._frame.pause()

@@ -82,8 +82,7 @@ class Dialogue:
         self.max_new_tokens: int | None = None
         self.start = ""
         self.system = ""  # of a new chat
-        self.recording = False  # whether replies are recorded for the inspector
-        self.scores: dict[str, list[protocol.Scores]] = {}  # of recorded replies of this run, by message
+        self.jobs: dict[str, list[str]] = {}  # what the engine keeps the logits of, by message
         self.revision = Revision(self)
 
     # ── what is on the screen ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,7 +264,7 @@ class Dialogue:
         conversation = writing.conversation
         reply = conversation[writing.reply]
         order = self.order(conversation, reply.parent, loaded)
-        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text, scores=self.recording)
+        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text, keep=True)
         writing.stream.feed(reply.text)
         self._work(
             lambda: self._preparer.prepare(order),
@@ -286,6 +285,7 @@ class Dialogue:
         if prepared.opening:
             self._grow(writing, prepared.opening, 0)
         writing.submitted = True
+        self.jobs.setdefault(writing.reply, []).append(writing.job)
         command = protocol.Submit(prepared.job)
         self._observed.sent(command)
         self._client.send(command)
@@ -320,8 +320,6 @@ class Dialogue:
             waiting, self._waiting = self._waiting, []
             for writing in waiting:
                 self._order(writing, event)
-        elif isinstance(event, protocol.Scores) and event.id in self._writings:
-            self.scores.setdefault(self._writings[event.id].reply, []).append(event)
         elif isinstance(event, (protocol.Text, protocol.Done, protocol.Failed)) and event.id in self._writings:
             self._job_event(self._writings[event.id], event)
 

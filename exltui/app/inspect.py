@@ -9,42 +9,46 @@ from exltui.protocol import Scores
 from exltui.tokenizer import Tokenizer
 
 LONGEST = 2000  # tokens of a reply that are shown
+WINDOW = 16  # tokens before another one that are decoded with it: enough for characters that are several tokens
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have been drawn. ``drawn`` is its probability after the sampler; None where the sampler had cut it off."""
+    """A token that could have been drawn, with its probability to the model."""
 
+    token: int
     text: str
     raw: float
-    drawn: float | None
 
 
 @dataclass(frozen=True)
 class InspectedToken:
-    """One token: its text, its probability to the model (``raw``) and after the sampler (``drawn``), and the likeliest ones."""
+    """One token: where it stands, its text, its probability to the model and after the sampler (``drawn``), and the likeliest ones."""
 
+    job: str
+    position: int
+    token: int
     text: str
     raw: float
     drawn: float
     alternatives: tuple[Alternative, ...]
 
 
-def inspected(scores: Sequence[Scores], tokenizer: Tokenizer) -> list[InspectedToken]:
+class InspectedReply:
     """The tokens of a reply. Texts are what each adds to those before it, so that they join to the reply."""
-    found: list[InspectedToken] = []
-    ids: list[int] = []
 
-    for score in scores[:LONGEST]:
-        window = ids[-16:]  # enough for characters that are several tokens
-        base = tokenizer.decode(window)
+    def __init__(self, scores: Sequence[Scores], tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids = [score.token for score in scores[-LONGEST:]]
+        self.tokens = [self._inspected(place, score) for place, score in enumerate(scores[-LONGEST:])]
 
-        def text(token: int, window: list[int] = window, base: str = base) -> str:
-            return tokenizer.decode([*window, token]).removeprefix(base) or tokenizer.piece(token)
+    def text(self, place: int, token: int) -> str:
+        """What ``token`` would add at ``place`` (0: the first that is shown)."""
+        window = self._ids[max(0, place - WINDOW) : place]
+        base = self._tokenizer.decode(window)
+        return self._tokenizer.decode([*window, token]).removeprefix(base) or self._tokenizer.piece(token)
 
-        drawn = dict(score.top)
-        alternatives = tuple(Alternative(text(token), raw, drawn.get(token)) for token, raw in score.raw_top)
-        own = text(score.token)
-        ids.append(score.token)
-        found.append(InspectedToken(own, score.raw_probability, score.probability, alternatives))
-    return found
+    def _inspected(self, place: int, score: Scores) -> InspectedToken:
+        alternatives = tuple(Alternative(token, self.text(place, token), raw) for token, raw in score.raw_top)
+        text = self.text(place, score.token)
+        return InspectedToken(score.id, score.position, score.token, text, score.raw_probability, score.probability, alternatives)

@@ -14,6 +14,7 @@ from exltui.app.screens.context import ContextScreen
 from exltui.app.screens.form import FormScreen
 from exltui.app.screens.inspect import InspectScreen
 from exltui.app.screens.loader import LoaderScreen, ModelList
+from exltui.app.screens.microscope import MicroscopeScreen
 from exltui.app.screens.order import OrderScreen
 from exltui.app.screens.pick import PickScreen
 
@@ -28,6 +29,7 @@ OWNERS: tuple[type[DOMNode], ...] = (
     ContextScreen,
     OrderScreen,
     InspectScreen,
+    MicroscopeScreen,
     CandidatesScreen,
 )
 

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from textual.app import SuspendNotSupported
 
 from exltui.app.editor import edit_text, page_text
-from exltui.app.inspect import InspectedToken, inspected
 from exltui.app.outline import branch_choices
 from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
-from exltui.app.screens.inspect import InspectScreen
 from exltui.app.screens.pick import Choice, PickScreen
 from exltui.app.widgets.prompt import PromptBox
 from exltui.chat import thinking
@@ -136,30 +134,9 @@ class MessageDesk:
             self._outside(lambda: page_text(text))
 
     def inspect(self) -> None:
-        """The tokens of a reply; where they were not recorded, record from now on."""
-        dialogue, loaded = self._dialogue, self._app.observed.loaded
-        id = self._some()
-        if id is None:
-            return
-        scores = dialogue.scores.get(id)
-        if not scores or loaded is None:
-            dialogue.recording = True
-            self._app.tell("Replies are recorded for the inspector from now on.", "R writes this one again.")
-            return
-        order, text = dialogue.order(dialogue.conversation, id, loaded), dialogue.conversation[id].text
-
-        def show(tokens: list[InspectedToken]) -> None:
-            self._app.push_screen(InspectScreen(tokens), lambda chosen: branch(tokens, chosen))
-
-        def branch(tokens: list[InspectedToken], chosen: tuple[int, str] | None) -> None:
-            if chosen is None or not dialogue.may_change():
-                return
-            said = "".join(token.text for token in tokens)
-            begun = text[: max(0, text.find(said[:40]))]  # what the reply was begun with
-            dialogue.start = begun + "".join(token.text for token in tokens[: chosen[0]]) + chosen[1]
-            dialogue.regenerate(id)
-
-        self._app.work_aside(lambda: inspected(scores, self._app.preparer.tokenizer(order)), show, self._app.fail)
+        """The tokens of a reply."""
+        if (id := self._some()) is not None:
+            self._app.microscope.inspect(id)
 
     def edit_outside(self) -> None:
         """Write the prompt, or a new version of the message under the cursor, in $EDITOR."""

@@ -19,7 +19,6 @@ from exltui.errors import ContextError
 from exltui.protocol import JobSpec, Sampling
 from exltui.tokenizer import Tokenizer
 
-TOP_TOKENS = 8  # alternatives that the inspector shows
 RESERVE = 128  # tokens that stay free for the reply when older messages are left out
 
 
@@ -38,7 +37,7 @@ class Order:
     max_new_tokens: int | None = None
     start: str = ""
     options: dict[str, str] = field(default_factory=dict)
-    scores: bool = False  # whether to record how likely each token was
+    keep: bool = False  # whether the engine is to keep the logits for the inspector
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class Preparer:
             stop_strings=tools.template.stop_strings,
             logit_bias=biases,
             banned_tokens=bans,
-            scores=order.scores,
-            top_tokens=TOP_TOKENS if order.scores else 0,
+            keep=order.keep,
         )
         return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
 

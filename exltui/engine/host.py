@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from exltui import paths
 from exltui.engine.meters import Meters
+from exltui.engine.queries import answer
 from exltui.errors import ExltuiError, ModelError
 from exltui.protocol import (
     AdapterDropped,
@@ -30,8 +31,10 @@ from exltui.protocol import (
     Done,
     DropAdapter,
     Event,
+    Explain,
     Failed,
     HostUp,
+    Inspect,
     JobSpec,
     Load,
     LoadAdapter,
@@ -39,6 +42,7 @@ from exltui.protocol import (
     LoadFailed,
     LoadProgress,
     Meter,
+    QueryFailed,
     Quit,
     Submit,
     Text,
@@ -132,6 +136,8 @@ class Host:
             self._emit(Failed(command.job.id, error, hint))
         elif isinstance(command, (LoadAdapter, DropAdapter)):
             self._emit(AdapterFailed(command.id, error, hint))
+        elif isinstance(command, (Inspect, Explain)):
+            self._emit(QueryFailed(command.id, error, hint))
         elif isinstance(command, Unload):
             self._emit(Unloaded(command.id))  # the session is gone in any case
 
@@ -145,6 +151,8 @@ class Host:
             self._submit(command.job)
         elif isinstance(command, (LoadAdapter, DropAdapter)):
             self._adapt(command)
+        elif isinstance(command, (Inspect, Explain)):
+            self._emit(answer(self._session, command))
         elif isinstance(command, Cancel):
             self._cancelled.discard(command.id)
             if self._session is not None:

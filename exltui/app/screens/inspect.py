@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -13,8 +13,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from exltui.app.figures import DASH
-from exltui.app.inspect import InspectedToken
+from exltui.app.inspect import InspectedReply
+from exltui.app.scope import shown
+from exltui.app.screens.microscope import Ask
 from exltui.app.widgets.bar import bar
+from exltui.protocol import Explained
 from exltui.text import visible
 
 HEAT = ((0.8, ""), (0.5, "$success"), (0.2, "$warning"), (0.0, "$error"))  # colour from this raw probability on
@@ -30,25 +33,43 @@ class InspectScreen(ModalScreen[tuple[int, str] | None]):
         Binding("right,l", "move(1)", "Next token", id="inspect.right"),
         Binding("up,k", "move(-10)", "Ten tokens back", id="inspect.up"),
         Binding("down,j", "move(10)", "Ten tokens on", id="inspect.down"),
+        Binding("enter,m", "look", "Sampler microscope on this token", id="inspect.microscope"),
         Binding("u", "unsure", "Next token that the model was unsure of", id="inspect.unsure"),
         *(Binding(str(number), f"branch({number - 1})", show=False) for number in range(1, 10)),
     ]
 
-    def __init__(self, tokens: Sequence[InspectedToken]) -> None:
+    def __init__(self, reply: InspectedReply, ask: Ask, look: Callable[[int], None]) -> None:
         super().__init__()
-        self._tokens = list(tokens)
+        self._tokens, self._ask, self._look = reply.tokens, ask, look
         self._at = 0
+        self._explained: Explained | None = None  # what the sampler made of the token under the cursor
+        self._asked = False
 
     def compose(self) -> ComposeResult:
         with Vertical(id="inspect") as frame:
             frame.border_title = f"Tokens · {len(self._tokens)}"
-            frame.border_subtitle = "← → move · U unsure · 1-9 branch with that token · Esc close"
+            frame.border_subtitle = "← → move · U unsure · 1-9 branch with that token · Enter microscope · Esc close"
             with VerticalScroll(id="inspect-text", can_focus=False):
                 yield Static(id="inspect-tokens")
             yield Static(id="inspect-about")
 
     def on_mount(self) -> None:
         self._draw()
+        self._explain()
+
+    def _explain(self) -> None:
+        """Ask what the sampler made of the token under the cursor, unless an answer is still to come."""
+        if not self._asked:
+            self._asked = True
+            self._ask(self._at, None, self._answered, lambda _: self._answered(None))
+
+    def _answered(self, explained: Explained | None) -> None:
+        self._asked, self._explained = False, explained
+        token = self._tokens[self._at]
+        if explained is not None and (explained.job, explained.position) != (token.job, token.position):
+            self._explain()  # the cursor has moved on
+        elif self.is_mounted:
+            self._draw()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._draw)
@@ -70,25 +91,38 @@ class InspectScreen(ModalScreen[tuple[int, str] | None]):
             ("   model ", "$text-muted"), f"{token.raw:6.1%}", ("   after the sampler ", "$text-muted"), f"{token.drawn:6.1%}",
         )  # fmt: skip
         lines = [head]
+        drawn = self._drawn()
         for number, other in enumerate(token.alternatives[:9], 1):
-            drawn = f"{other.drawn:6.1%}" if other.drawn is not None else f"     {DASH}"
-            mark = "●" if other.text == token.text else " "
+            after = "" if drawn is None else f"{drawn[other.token]:6.1%}" if drawn.get(other.token) else f"     {DASH}"
+            mark = "●" if other.token == token.token else " "
             lines.append(
                 Content.assemble(
-                    (f" {number} {mark} ", "$accent"), f"{shown(other.text):<24.24} {other.raw:6.1%} {drawn}  ", bar(other.raw, 20)
+                    (f" {number} {mark} ", "$accent"), f"{shown(other.text):<24.24} {other.raw:6.1%} {after:>6}  ", bar(other.raw, 20)
                 )
             )
         return lines
 
+    def _drawn(self) -> dict[int, float] | None:
+        """Probabilities after the sampler by token; None while they are not known."""
+        token, explained = self._tokens[self._at], self._explained
+        if explained is None or (explained.job, explained.position) != (token.job, token.position):
+            return None
+        return dict(zip(explained.ids, explained.stages[-1].probabilities, strict=True))
+
     def action_move(self, step: int) -> None:
         self._at = max(0, min(len(self._tokens) - 1, self._at + step))
         self._draw()
+        self._explain()
 
     def action_unsure(self) -> None:
         """Go to the next token whose probability was below a half."""
         later = range(self._at + 1, len(self._tokens))
         self._at = next((place for place in later if self._tokens[place].raw < 0.5), self._at)
         self._draw()
+        self._explain()
+
+    def action_look(self) -> None:
+        self._look(self._at)
 
     def action_branch(self, number: int) -> None:
         alternatives = self._tokens[self._at].alternatives
@@ -97,8 +131,3 @@ class InspectScreen(ModalScreen[tuple[int, str] | None]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
-
-
-def shown(text: str) -> str:
-    """A token's text with its blanks to be seen."""
-    return f"“{visible(text).replace(chr(10), '⏎')}”"

@@ -31,7 +31,7 @@ def prepare(spec: JobSpec, tokenizer: Tokenizer, vocabulary: int, context: int) 
         _check_prompt(negative, "the negative prompt", vocabulary, context)
         guide = Track(negative)
     width = min(tokenizer.size, vocabulary)
-    sampler = _sampler(spec, tokenizer, width)
+    sampler = sampler_of(spec, tokenizer, width)
     healing = _healing(ids, tokenizer, width) if spec.token_healing else None
     if healing is not None:
         ids = ids[:-1]
@@ -81,7 +81,8 @@ def _check_numbers(spec: JobSpec) -> None:
         )
 
 
-def _sampler(spec: JobSpec, tokenizer: Tokenizer, width: int) -> Sampler:
+def sampler_of(spec: JobSpec, tokenizer: Tokenizer, width: int) -> Sampler:
+    """The sampler of a job; the first ``width`` ids exist. Raises SamplingError."""
     named = [*(token for token, _ in spec.logit_bias), *spec.banned_tokens, *(spec.allowed_tokens or ())]
     if strange := [token for token in named if not 0 <= token < width]:
         raise SamplingError(f"the token id {strange[0]} does not exist", f"the tokenizer has ids 0 to {width - 1}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from exltui.engine.generate import admission
 from exltui.engine.generate.drafts import Drafter, ModelDrafter
 from exltui.engine.generate.job import Job
+from exltui.engine.generate.kept import KeptLogits
 from exltui.engine.generate.room import Room, Track, common
 from exltui.engine.generate.scores import scores
 from exltui.engine.ops.sample import EXCLUDED, SampleParams
@@ -73,6 +74,7 @@ class Generator:
         self.drafter = drafter
         stores = [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])]
         self.room = Room(self.table, stores, HostTier(host_cache))
+        self.kept = KeptLogits(tokenizer, runner.model.spec.vocab)
         self.tokens_read = 0
         self.tokens_drawn = 0
         self._arrivals = 0
@@ -304,6 +306,8 @@ class Generator:
             job.sampler.observe(len(job.tokens), probability, prior)
             if job.spec.scores or job.spec.top_tokens or job.spec.logits:
                 events += scores(job, int(token), probability, logits[at + i], params[at + i])
+            if job.spec.keep:
+                self.kept.add(job, (int(token), probability, prior), logits[at + i], params[at + i])
             events += self._accept(job, int(token))
             if job not in self._running or i == len(run.drafts) or run.drafts[i] != int(token):
                 break

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,10 +110,28 @@ def adjusted(logits: Tensor, p: SampleParams) -> Tensor:
 
 def distribution(logits: Tensor, p: SampleParams) -> Distribution:
     """What the token of this row is drawn from; empty if every token is excluded."""
+    _, ids, z, prior = deque(_walk(logits, p), maxlen=1).pop()
+    return _weighed(ids, z, prior)
+
+
+def steps(logits: Tensor, p: SampleParams) -> Iterator[tuple[str, Distribution]]:
+    """How ``distribution`` comes about: what is left after the changes of single logits (named ""), then after each rule."""
+    for stage, ids, z, prior in _walk(logits, p):
+        yield stage, _weighed(ids, z, prior)
+
+
+def _weighed(ids: Tensor, z: Tensor, prior: Tensor | None) -> Distribution:
+    probs, order = z.softmax(0).sort(descending=True, stable=True)
+    return Distribution(ids[order], probs, probs if prior is None else prior[order])
+
+
+def _walk(logits: Tensor, p: SampleParams) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
+    """(stage, ids [m] i64, log-weights [m] f64, probabilities before adaptive-p if it has run), as far as each stage."""
     values = adjusted(logits, p)
     ids = (values > -math.inf).nonzero().flatten()
     z = values[ids]
     prior: Tensor | None = None
+    yield "", ids, z, prior
     for rule in p.rules:
         if len(ids) > 1:
             z, order = (z - z.max()).sort(descending=True, stable=True)
@@ -123,8 +142,7 @@ def distribution(logits: Tensor, p: SampleParams) -> Distribution:
             keep = keep & (z > -math.inf)
             order = ids[keep].argsort()  # of equal ones the lowest id is the first
             z, ids, prior = z[keep][order], ids[keep][order], None if prior is None else prior[keep][order]
-    probs, order = z.softmax(0).sort(descending=True, stable=True)
-    return Distribution(ids[order], probs, probs if prior is None else prior[order])
+        yield rule.stage, ids, z, prior
 
 
 def _all(z: Tensor) -> Tensor:
