@@ -48,7 +48,7 @@ class InspectScreen(ModalScreen[tuple[int, str] | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="inspect") as frame:
             frame.border_title = f"Tokens · {len(self._tokens)}"
-            frame.border_subtitle = "← → move · U unsure · 1-9 branch with that token · Enter microscope · Esc close"
+            frame.border_subtitle = "← → move · U unsure · 1-9 branch · Enter microscope · Esc close"
             with VerticalScroll(id="inspect-text", can_focus=False):
                 yield Static(id="inspect-tokens")
             yield Static(id="inspect-about")

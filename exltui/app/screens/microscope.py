@@ -112,8 +112,7 @@ class MicroscopeScreen(Screen[Sampling | None]):
     def _lines(self) -> list[Content]:
         if self._explained is None:
             return [Content.styled(self._problem or "…", "$error" if self._problem else "$text-muted")]
-        frame = self.query_one("#scope-frame")
-        width, height = frame.content_size
+        width, height = self.query_one("#scope-table").size.width, self.query_one("#scope-frame").content_size.height
         return scope_lines(self._explained, lambda id: self._reply.text(self._place, id), self._leftmost(width), width, height)
 
     def _leftmost(self, width: int) -> int:
@@ -130,7 +129,7 @@ class MicroscopeScreen(Screen[Sampling | None]):
             self._recompute()
 
     def action_scroll(self, step: int) -> None:
-        width = self.query_one("#scope-frame").content_size.width
+        width = self.query_one("#scope-table").size.width
         self._first = max(0, self._leftmost(width) + step)
         self._first = self._leftmost(width)
         self._draw()
