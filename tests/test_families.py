@@ -19,7 +19,9 @@ from exltui.engine.model.families import FAMILIES, read_spec
 from exltui.engine.model.loading import Model
 from exltui.engine.model.tensors import Checkpoint
 from exltui.engine.ops import bind
-from exltui.engine.ops.table import nmse
+from exltui.engine.ops.references import multiply, normalise
+from exltui.engine.ops.table import Call, nmse, recording
+from exltui.engine.ops.types import PAGE
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
@@ -29,7 +31,8 @@ EXACT = 1e-9  # f32 sums in another order; a wrong epsilon or theta gives more t
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 UNKNOWN = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"]
-HALF = 6e-5  # with f16 between the rows: 1e-7 to 3e-6 were seen, and 2e-5 with experts that are not weighed anew
+HALF = 1e-5  # with f16 between the rows: 1e-7 to 3e-6 were seen
+TIE = 5e-3  # of the routing probabilities: f16 between the rows moves their distances by 4e-4 as a rule (rms), and 3e-3 at most
 SQUARE = {"head_dim": ...}  # families whose head dimension is the width over the heads
 WINDOW = {"sliding_window": 20}
 TIED = {"tie_word_embeddings": True}
@@ -109,6 +112,37 @@ def fresh(model: Model, pages: int) -> Runner:
     return Runner(model, KVCache(model.spec, pages, (16, 16), model.device, torch.float32))
 
 
+def margins(model: Model, ids: list[int]) -> Tensor:
+    """[t] how much likelier the last expert that a token takes is than the first that it leaves out, at the closest in all layers."""
+    calls: list[Call] = []
+    pages = range(-(-len(ids) // PAGE))
+    runner = fresh(model, len(pages))
+    with recording(model.ops, calls):
+        run(runner, Sequence(ids, 0, pages, "all", runner.adapters.mix(None)))
+    closest = torch.ones(len(ids))
+    for x, norm, router, routing in (call.arguments for call in calls if call.op == "route"):
+        chances = multiply(normalise(x, norm, ""), router, "").softmax(-1)
+        chances = chances if routing.correction is None else chances + routing.correction
+        best = chances.topk(routing.top + 1).values
+        closest = torch.minimum(closest, best[:, -2] - best[:, -1])
+    return closest
+
+
+def decided(model: Model, count: int, seed: int = 1) -> list[int]:
+    """``count`` tokens for which no router of ``model`` (on the CPU, in f32) is within TIE of another choice.
+
+    Where rounding decides which expert is taken, two right results differ by the whole expert, there and in every later token that
+    attends to it. A token's margins depend on it and on those before it, so that one after the other can be replaced.
+    """
+    ids = tokens(count, seed)
+    for _ in range(20 * count):
+        near = (margins(model, ids) < TIE).nonzero().flatten().tolist()
+        if not near:
+            return ids
+        ids[near[0]] = (ids[near[0]] + 1) % VOCAB
+    raise AssertionError("there are no such tokens")
+
+
 def check(model: Model, reference: Any) -> None:
     """A prompt of more than a page and than any window, its tokens one by one, and beside another sequence in uneven steps."""
     ids, other = tokens(262), tokens(37, seed=2)
@@ -149,23 +183,10 @@ def test_sixteen_bits_between_the_rows_stay_close(name: str, tmp_path: Path) -> 
     spec, ops = read_spec(Config.read(tmp_path)), bind("cpu", native=False)
     ops.dtype = torch.float16
     decoder = Decoder(spec, Checkpoint(tmp_path, renames=spec.renames), ops, 128)
-    step, cache = Step.build([Sequence(tokens(100), 0, [0], "all")], ops.device), KVCache(spec, 1, (16, 16), ops.device)
+    ids = decided(load(tmp_path), 100)
+    step, cache = Step.build([Sequence(ids, 0, [0], "all")], ops.device), KVCache(spec, 1, (16, 16), ops.device)
     got = decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows)
-    assert 1e-9 < nmse(got, reference_logits(reference, tokens(100))) < HALF
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", CASES)
-def test_a_gpu_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
-    """f16 weights, activations and cache: a prompt, and what kernels for few rows take."""
-    family, changes = CASES[name]
-    reference = make(family, tmp_path, **changes)
-    model = load(tmp_path, device="cuda:0")
-    ids = tokens(262)
-    runner = Runner(model, KVCache(model.spec, 2, (16, 16), model.device))
-    parts = [run(runner, Sequence(ids[a:b], a, [1, 0], "all")) for a, b in ((0, 250), (250, 254), (254, 255), (255, 262))]
-    error = nmse(torch.cat(parts).cpu(), reference_logits(reference, ids))
-    assert error < HALF, f"NMSE {error:.1e}"
+    assert 1e-9 < nmse(got, reference_logits(reference, ids)) < HALF
 
 
 # ── families that transformers does not have, made of ones that it has ───────────────────────────────────────────────────────────

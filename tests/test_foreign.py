@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,12 +137,10 @@ def test_fp8_blocks_may_be_short_at_the_end() -> None:
         from_fp8(weight[:1], scale)
 
 
-def test_mxfp4_experts_are_unpacked_as_transformers_does(tmp_path: Path) -> None:
-    family, changes = CASES["gpt-oss"]
-    reference = make(family, tmp_path, **{**changes, "num_hidden_layers": 2})
-    torch.manual_seed(1)
+def packed_experts(reference: Any) -> Any:
+    """Random MXFP4 experts in place of those of ``reference``, which has GPT-OSS's names."""
 
-    def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for i, layer in enumerate(reference.model.layers):
             for name in ("gate_up_proj", "down_proj"):
                 e, k, n = tensors.pop(f"model.layers.{i}.mlp.experts.{name}").shape
@@ -152,7 +151,14 @@ def test_mxfp4_experts_are_unpacked_as_transformers_does(tmp_path: Path) -> None
                 tensors[f"model.layers.{i}.mlp.experts.{name}_scales"] = scales
         return tensors
 
-    rewrite(tmp_path, packed, quantization_config={"quant_method": "mxfp4"})
+    return change
+
+
+def test_mxfp4_experts_are_unpacked_as_transformers_does(tmp_path: Path) -> None:
+    family, changes = CASES["gpt-oss"]
+    reference = make(family, tmp_path, **{**changes, "num_hidden_layers": 2})
+    torch.manual_seed(1)
+    rewrite(tmp_path, packed_experts(reference), quantization_config={"quant_method": "mxfp4"})
     ids = tokens(50)
     assert nmse(run(fresh(load(tmp_path), 1), Sequence(ids, 0, [0], "all")), reference_logits(reference, ids)) <= 1e-9
 
