@@ -33,7 +33,7 @@ class Settings:
     theme: str = "dark"
     model: str = ""  # name or path of the model to load at the start
     last_model: str = ""  # the one that was loaded last; written by the app, used when ``model`` is not set
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None  # the person's own; None: what the files of each model recommend
     load: LoadOptions = field(default_factory=LoadOptions)
     keys: dict[str, str] = field(default_factory=dict)  # action: keys, as the help screen names them
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts

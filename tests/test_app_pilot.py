@@ -176,9 +176,17 @@ async def test_a_prompt_that_is_too_long_fails_with_its_numbers_and_stays():
         await stage.say(pilot, "a very long text")
         entry = stage.app.dialogue.entries()[-1]
         assert entry.state == "failed"
-        assert entry.hint == "the last message is 9,000 tokens long; the context holds 8,192\nshorten it"
+        assert entry.hint.startswith("the last message is 9,000 tokens long; the context holds 8,192\n/edit changes the message")
         rows = [stage.app.main.talk.render_line(y).text.strip() for y in range(stage.app.main.talk.size.height)]
-        assert "┃ shorten it" in rows, "what to do stands on a line of its own"
+        assert any(row.startswith("┃ /edit changes the message, /delete") for row in rows), "what to do stands on a line of its own"
+        assert stage.texts[0] == ("user", "a very long text")
+        assert ("/edit", "change it") in stage.app.hints()
+        await stage.say(pilot, "/edit")
+        assert stage.app.main.prompt.text == "a very long text"
+        await pilot.press("escape")
+        await stage.say(pilot, "/delete")
+        assert stage.texts == [], "the message goes with the reply that failed"
+        await stage.say(pilot, "/undo")
         assert stage.texts[0] == ("user", "a very long text")
 
 

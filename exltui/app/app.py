@@ -46,6 +46,7 @@ from exltui.app.screens.sheet import SheetScreen
 from exltui.app.view import ScreenView
 from exltui.app.widgets.prompt import PromptBox
 from exltui.errors import ExltuiError
+from exltui.protocol import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,10 @@ class ExltuiApp(App[None]):
         for theme in parts.themes:
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
-        self.main = MainScreen(self.observed, parts.sampling, parts.now, lambda: not self.clogged)
+        self.main = MainScreen(self.observed, parts.sampling or Sampling(), parts.now, lambda: not self.clogged)
         self.view, self.preparer = ScreenView(self), parts.preparer
         self.dialogue = Dialogue(parts.client, self.observed, self.view, parts.records, self.work_aside, parts.preparer)
-        self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling, parts.max_new_tokens
+        self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling or Sampling(), parts.max_new_tokens
         self.dialogue.system = self.dialogue.conversation.system = parts.system
         self.errands = Errands(parts.client, self.work_aside, parts.preparer)
         self.queries = Queries(parts.client)
@@ -228,6 +229,8 @@ class ExltuiApp(App[None]):
             return (("Enter", "take it"), ("Esc", "leave it"))
         if self.main.in_drawer:
             return (("Esc", "back"), ("F1", "help"))
+        if self.dialogue.failed:
+            return (("/edit", "change it"), ("/regenerate", "try again"), ("F1", "help"))
         return (("F1", "help"), ("^P", "menu"), ("^L", "models"), ("^Q", "quit"))
 
     def work_aside(self, job: Callable[[], Any], then: Callable[[Any], None], failed: Callable[[ExltuiError], None]) -> None:
@@ -366,8 +369,7 @@ class ExltuiApp(App[None]):
 
     @on(SamplerPane.Changed)
     def _sampler_changed(self, event: SamplerPane.Changed) -> None:
-        self.dialogue.sampling = event.sampling
-        self.remember("sampling", event.sampling)
+        self.presets.changed(event.sampling)
 
     @on(SamplerPane.OrderWanted)
     def _order_wanted(self) -> None:

@@ -15,7 +15,7 @@ from exltui.chat.tree import new_id
 from exltui.errors import Cancelled, ExltuiError
 from exltui.models.catalog import ModelInfo
 from exltui.models.recommended import recommended
-from exltui.protocol import LoadOptions, Sampling
+from exltui.protocol import LoadOptions
 from exltui.text import one_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class ModelDesk:
         self._transfer: Transfer | None = None
         self._cancelled = threading.Event()
         self._first = True  # the model of the start is still to be chosen
-        self.model_sampling: Sampling | None = None  # what the model's own files recommend
 
     @property
     def busy(self) -> bool:
@@ -105,6 +104,7 @@ class ModelDesk:
         if observed.loading is not None:
             self._app.tell("A model is being loaded.", "Esc in the loader stops it.")
             return
+        self._app.work_aside(lambda: recommended(path), self._app.presets.recommend, self._app.fail)
         self._send(protocol.Load(new_id(), str(path), self._app.parts.options))
 
     def unload(self) -> None:
@@ -202,8 +202,6 @@ class ModelDesk:
             self._app.remember("last_model", event.model_dir)
             for note in event.notes:
                 self._app.tell(note)
-            directory = Path(event.model_dir)
-            self._app.work_aside(lambda: recommended(directory), self._recommended, self._app.fail)
             self._loaded()
         elif isinstance(event, protocol.LoadFailed):
             if self._screen is None:
@@ -211,9 +209,6 @@ class ModelDesk:
             self._redraw()
         elif isinstance(event, protocol.Unloaded):
             self._redraw()
-
-    def _recommended(self, sampling: Sampling | None) -> None:
-        self.model_sampling = sampling
 
     def _loaded(self) -> None:
         """The model is ready: the loader has done its work."""

@@ -21,7 +21,7 @@ from exltui.app.transcript import Entry
 from exltui.chat.thinking import ThoughtStream
 from exltui.chat.tree import Conversation, Message, new_id
 from exltui.client import EngineLink
-from exltui.errors import ExltuiError
+from exltui.errors import ContextError, ExltuiError
 from exltui.protocol import Sampling
 
 Work = Callable[[Callable[[], Any], Callable[[Any], None], Callable[[ExltuiError], None]], None]
@@ -95,6 +95,12 @@ class Dialogue:
     def writing(self) -> Writing | None:
         """The reply of this chat that is being written, or the first of several."""
         return next((w for w in self._all_writings() if w.conversation is self.conversation), None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last reply of this chat failed."""
+        head = self.conversation.head
+        return head is not None and self.conversation[head].state == "failed"
 
     def may_change(self) -> bool:
         """Whether this chat can be changed; if not, because a reply is being written, the person is told."""
@@ -269,7 +275,7 @@ class Dialogue:
         self._work(
             lambda: self._preparer.prepare(order),
             lambda prepared: self._submit(writing, prepared),
-            lambda error: self._end(writing, "failed", note=f"{error}\n{error.hint}".strip()),
+            lambda error: self._end(writing, "failed", note=f"{error}\n{way_out(error)}".strip()),
         )
 
     def _submit(self, writing: Writing, prepared: Prepared) -> None:
@@ -356,6 +362,13 @@ class Dialogue:
         if writing.conversation is self.conversation:
             self.view.finish(self.entry(message))
         self.view.chats_changed()
+
+
+def way_out(error: ExltuiError) -> str:
+    """What a person can do about it, by the keys."""
+    if isinstance(error, ContextError):
+        return "/edit changes the message, /delete takes it out, F6 shows what fills the context, Ctrl+L loads the model with a longer one"
+    return error.hint
 
 
 def reply_figures(message: Message) -> str:

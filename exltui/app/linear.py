@@ -18,6 +18,8 @@ from exltui.app.parts import Parts
 from exltui.app.transcript import Entry
 from exltui.chat.tree import new_id
 from exltui.errors import ExltuiError
+from exltui.models.recommended import recommended
+from exltui.protocol import Sampling
 from exltui.text import one_line, strip_terminal
 
 LOOK = 0.03  # seconds between two looks at the engine's events
@@ -92,7 +94,7 @@ class LinearChat:
         self._observed = Observed(parts.clock)
         self._view = LinearView(write)
         self._dialogue = Dialogue(parts.client, self._observed, self._view, parts.records, at_once, parts.preparer)
-        self._dialogue.sampling, self._dialogue.max_new_tokens = parts.sampling, parts.max_new_tokens
+        self._dialogue.sampling, self._dialogue.max_new_tokens = parts.sampling or Sampling(), parts.max_new_tokens
         self._dialogue.system = self._dialogue.conversation.system = parts.system
         self._listed: list[str] = []
 
@@ -222,6 +224,8 @@ class LinearChat:
         except ExltuiError as error:
             self._view.tell(str(error), error.hint, error=True)
             return
+        if self._parts.sampling is None:
+            self._dialogue.sampling = recommended(path) or Sampling()
         command = protocol.Load(new_id(), str(path), self._parts.options)
         self._observed.sent(command)
         self._parts.client.send(command)

@@ -32,7 +32,7 @@ class Parts:
     themes: list[Theme] = field(default_factory=list)
     theme: str = "dark"
     keymap: dict[str, str] = field(default_factory=dict)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None  # the person's own; None: what the files of each model recommend
     options: LoadOptions = field(default_factory=LoadOptions)
     presets: dict[str, Sampling] = field(default_factory=dict)  # by name, as their files say
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts

@@ -31,16 +31,48 @@ class PresetDesk:
 
     def __init__(self, app: ExltuiApp) -> None:
         self._app = app
+        self._own = app.parts.sampling is not None  # whether the settings are the person's, and not what the model's files recommend
+        self._model: Sampling | None = None  # what they recommend
 
     @property
     def all(self) -> dict[str, Sampling]:
         """The presets by name: exltui's defaults, what the model's files recommend, those that ship, the person's own."""
-        own = self._app.desk.model_sampling
-        return {"default": Sampling(), **({"model": own} if own is not None else {}), **self._app.parts.presets}
+        model = {"model": self._model} if self._model is not None else {}
+        return {"default": Sampling(), **model, **self._app.parts.presets}
 
     def name_of(self, sampling: Sampling) -> str:
         """The preset that these settings are, or ""."""
         return next((name for name, preset in reversed(self.all.items()) if preset == sampling), "")
+
+    def recommend(self, sampling: Sampling | None) -> None:
+        """Another model is being loaded: what its files recommend holds, unless the person has settings of their own."""
+        self._model = sampling
+        default = sampling or Sampling()
+        pane, before = self._app.main.sampler, self._app.dialogue.sampling
+        pane.defaults = default
+        if not self._own and before != default:
+            self._app.dialogue.sampling = default
+            pane.take(default)
+            self._app.tell(f"The sampler is set as the model's files recommend: {difference(before, default)}.", "What you change stays.")
+        self.show_name()
+
+    def changed(self, sampling: Sampling) -> None:
+        """The pane shows other settings. What differs from the model's is the person's own, and is kept."""
+        self._app.dialogue.sampling = sampling
+        self._own = sampling != self._app.main.sampler.defaults
+        self._app.remember("sampling", sampling if self._own else None)
+        self.show_name()
+
+    def show_name(self) -> None:
+        """Say below the pane whose settings these are."""
+        sampling = self._app.dialogue.sampling
+        if self._model is not None and sampling == self._model:
+            name = "as the model's files say"
+        elif sampling == Sampling():
+            name = ""
+        else:
+            name = self.name_of(sampling) or "your own"
+        self._app.main.sampler.border_subtitle = name
 
     def choose(self, name: str) -> None:
         """Apply a preset by name, or show them all with what each would change."""
@@ -84,6 +116,7 @@ class PresetDesk:
         def take(found: tuple[dict[str, Sampling], list[SettingsError]]) -> None:
             presets, problems = found
             self._app.parts.presets = presets
+            self.show_name()
             for problem in problems:
                 self._app.fail(problem)
 

@@ -132,13 +132,20 @@ class Revision:
     def delete(self, id: str | None) -> None:
         """Take out a message and what follows; ``undo`` brings it back."""
         talk = self._dialogue
-        id = id or talk.conversation.head
+        id = id or self._last()
         if id is None or id not in talk.conversation or not talk.may_change():
             return
         deletion = talk.conversation.delete(id)
         talk.records.delete_messages(talk.conversation, deletion)
         talk.show()
         talk.view.tell(f"{len(deletion.messages)} deleted." if len(deletion.messages) > 1 else "Deleted.", "U brings it back.")
+
+    def _last(self) -> str | None:
+        """The last message; where its reply failed before a word, the message that it was to answer."""
+        path = self._dialogue.conversation.path()
+        if len(path) > 1 and path[-1].state == "failed" and not path[-1].text:
+            return path[-2].id
+        return path[-1].id if path else None
 
     def undo(self) -> None:
         """Bring back what was deleted last."""

@@ -23,7 +23,7 @@ class AppOptions:
     theme: str = "dark"
     models_dirs: tuple[Path, ...] = ()  # where to look for models; downloads go to the first
     load: LoadOptions = field(default_factory=LoadOptions)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None  # None: what the model's files recommend
     linear: bool = False  # line by line, without a screen
     settings: Settings = field(default_factory=Settings)  # what else the file says
     problems: tuple[SettingsError, ...] = ()  # what is wrong with the settings file; the defaults are used then
