@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,14 @@ def test_every_file_is_compiled_once_and_the_result_is_kept(sources: Path, tmp_p
     steps.clear()
     build.load("cpu", lambda done, total: steps.append((done, total)))
     assert steps == [] and built(tmp_path) == [library]
+
+
+def test_another_checkout_of_the_same_sources_is_the_same_extension(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.load("cpu")
+    shutil.copytree(sources, tmp_path / "elsewhere")
+    monkeypatch.setattr(paths, "csrc_dir", lambda: tmp_path / "elsewhere")
+    build.load("cpu")
+    assert len(built(tmp_path)) == 1
 
 
 def test_a_changed_header_is_another_extension(sources: Path, tmp_path: Path) -> None:
