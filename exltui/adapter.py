@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -43,6 +44,14 @@ class AdapterInfo:
     embeddings: dict[str, tuple[TensorInfo, TensorInfo]] = field(default_factory=dict, repr=False)
     whole: dict[str, TensorInfo] = field(default_factory=dict, repr=False)
     config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def digest(self) -> str:
+        """Of the contents of its files. Raises OSError."""
+        found = hashlib.sha256((self.path / CONFIG).read_bytes())
+        with (self.path / WEIGHTS).open("rb") as stream:
+            while part := stream.read(1 << 20):
+                found.update(part)
+        return found.hexdigest()
 
     def scaling(self, module: str, rank: int) -> float:
         """What B A of ``module`` is multiplied with: alpha over the rank, or over its root (rsLoRA)."""

@@ -114,6 +114,7 @@ class JobSpec:
     regex: str | None = None  # or it matches this
     choices: tuple[str, ...] = ()  # or it is one of these
     grammar: str | None = None  # or it follows this Lark or GBNF grammar
+    session: str = ""  # whose prompt and reply this is: a name for KeepPages
     draft: bool = True  # speculate, where the model was loaded with a way to
 
 
@@ -178,6 +179,27 @@ class Explain:
     position: int  # of the token in prompt and reply
     sampling: Sampling | None = None  # None: the job's own
     top: int = 16  # how many of the likeliest tokens are followed
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPages:
+    """Write the keys and values of the last job of ``session`` to ``file``, so that they need not be computed again after a restart.
+
+    Files beside it that were used least recently are removed until all have at most ``limit`` bytes. One sent before Quit is still done.
+    """
+
+    id: str
+    session: str
+    file: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPages:
+    """Take what KeepPages wrote: a prompt that begins with it is not read again."""
+
+    id: str
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +279,30 @@ class AdapterDropped:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFailed:
+    id: str
+    error: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PagesKept:
+    id: str
+    file: str
+    tokens: int
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PagesRecalled:
+    id: str
+    file: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PagesFailed:
+    """Pages were not kept, or not recalled: written by another model, with another cache, RoPE or adapters, or damaged."""
+
     id: str
     error: str
     hint: str = ""
@@ -410,11 +456,12 @@ class Meter:
 
 
 Query = Inspect | Explain
-Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Query | Quit
+AboutPages = PagesKept | PagesRecalled | PagesFailed
+Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Query | KeepPages | RecallPages | Quit
 AboutAdapters = AdapterLoaded | AdapterDropped | AdapterFailed
 AboutJobs = Queued | Prefill | Text | Scores | Rewound | Done | Failed
 Answer = Inspected | Explained | QueryFailed
-Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutJobs | Answer | Meter
+Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutPages | AboutJobs | Answer | Meter
 
 _TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
 

@@ -39,6 +39,7 @@ class Settings:
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None  # longest reply; None: until the context is full
+    kept_pages: float = 2.0  # GB of keys and values of chats on the disk, so that they go on without being read again; 0: none
     titles: bool = True  # whether the model gives chats their titles
     signs: str = "auto"  # "unicode", "ascii", or by what the terminal says
 

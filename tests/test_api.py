@@ -128,6 +128,9 @@ def test_options_that_cannot_be_are_refused(starter_model: Path, options: LoadOp
 def test_directories_that_are_no_models_are_refused(tmp_path: Path, starter_model: Path) -> None:
     with pytest.raises(ModelError, match="no such directory"):
         Engine.open(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="not a model directory"):
+        Engine.open(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer"):
         Engine.open(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((starter_model / "tokenizer.json").read_bytes())

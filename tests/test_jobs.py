@@ -15,7 +15,7 @@ from toy import decode, expected, small_pages, toy_generator, toy_logits
 from exltui.engine.generate import generator as generator_module
 from exltui.engine.generate.guard import Guard
 from exltui.engine.generate.job import period
-from exltui.engine.generate.room import common
+from exltui.engine.run.pages import common
 from exltui.errors import ContextError, ExltuiError, SamplingError
 from exltui.protocol import Done, Event, JobSpec, Prefill, Rewound, Sampling, Scores, Text
 

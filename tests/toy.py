@@ -53,7 +53,7 @@ class ToyCache:
         return (torch.from_numpy(self.rows[index].copy()),)
 
     def write_page(self, index: int, parts: tuple[torch.Tensor, ...]) -> None:
-        self.rows[index] = parts[0].numpy()
+        self.rows[index, : len(parts[0])] = parts[0].numpy()
 
     def copy_page(self, source: int, target: int, tokens: int) -> None:
         self.rows[target, :tokens] = self.rows[source, :tokens]

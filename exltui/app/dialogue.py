@@ -270,7 +270,7 @@ class Dialogue:
         conversation = writing.conversation
         reply = conversation[writing.reply]
         order = self.order(conversation, reply.parent, loaded)
-        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text, keep=True)
+        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text, keep=True, session=conversation.id)
         writing.stream.feed(reply.text)
         self._work(
             lambda: self._preparer.prepare(order),
@@ -326,6 +326,8 @@ class Dialogue:
             waiting, self._waiting = self._waiting, []
             for writing in waiting:
                 self._order(writing, event)
+        elif isinstance(event, protocol.PagesFailed):
+            self.view.tell(f"{event.error[:1].upper()}{event.error[1:]}.", event.hint)
         elif isinstance(event, (protocol.Text, protocol.Done, protocol.Failed)) and event.id in self._writings:
             self._job_event(self._writings[event.id], event)
 

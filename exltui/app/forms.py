@@ -127,11 +127,12 @@ def settings_form(app: ExltuiApp) -> FormScreen:
         Row("model", "model", "Name or path of the model to load at the start; empty: the last one.", "App"),
         Row("system", "system prompt", "The system prompt of a new chat.", "Chats"),
         typed_row("max_new_tokens", int, "Longest reply in tokens; empty: until the context is full.", "Chats"),
+        typed_row("kept_pages", float, "GB on the disk for keys and values of chats, which then go on at once; 0: none.", "Chats"),
         *load_rows(app.observed.host.devices if app.observed.host else ()),
     ]
     defaults = {**as_values(Settings()), **as_values(LoadOptions())}
     values = {**as_values(load), "theme": app.theme, "signs": parts.signs, "titles": parts.titles, "system": parts.system}
-    values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens}
+    values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens, "kept_pages": parts.kept_pages}
 
     def changed(key: str, value: Any) -> None:
         if key == "theme":

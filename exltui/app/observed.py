@@ -124,7 +124,7 @@ class Observed:
             self._apply_meter(event)
         elif isinstance(event, (protocol.LoadProgress, protocol.Loaded, protocol.LoadFailed, protocol.Unloaded)):
             self._apply_load(event)
-        elif not isinstance(event, (protocol.Scores, protocol.Rewound, protocol.AboutAdapters, protocol.Answer)):
+        elif not isinstance(event, (protocol.Scores, protocol.Rewound, protocol.AboutAdapters, protocol.AboutPages, protocol.Answer)):
             self._apply_job(event)
 
     def _apply_meter(self, meter: protocol.Meter) -> None:

@@ -39,6 +39,7 @@ class Parts:
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None
     signs: str = "unicode"
+    kept_pages: float = 0.0  # GB of keys and values of chats on the disk
     titles: bool = False  # whether the model gives chats their titles
     model: str = ""  # name or path of the model to load first
     start_model: str = ""  # the one that the settings name

@@ -38,6 +38,7 @@ class Order:
     start: str = ""
     options: dict[str, str] = field(default_factory=dict)
     keep: bool = False  # whether the engine is to keep the logits for the inspector
+    session: str = ""  # the chat, if its pages are to be found again
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Preparer:
             logit_bias=biases,
             banned_tokens=bans,
             keep=order.keep,
+            session=order.session,
         )
         return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
 

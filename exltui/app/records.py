@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -108,8 +109,16 @@ class Records:
         store = self._opened()
         title = next((info.title for info in store.sessions() if info.id == id), "")
         store.delete(id)
+        if (pages := self.pages_file(id)) is not None:
+            with contextlib.suppress(OSError):
+                pages.unlink(missing_ok=True)
         self._deleted.append((id, title))
         return title
+
+    def pages_file(self, id: str) -> Path | None:
+        """Where the engine keeps the keys and values of a chat: beside the database. None for one that was deleted, or lives in memory."""
+        deleted = any(id == gone for gone, _ in self._deleted)
+        return None if self._path is None or deleted else self._path.parent / "pages" / f"{id}.kv"
 
     def undelete(self) -> str | None:
         """Bring back the chat that was deleted last. Its title, or None if there is none."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from exltui import paths, settings
 from exltui.app.app import ExltuiApp
 from exltui.app.library import Library
+from exltui.app.pages import KeptPages
 from exltui.app.parts import Parts
 from exltui.app.records import Records
 from exltui.app.themes import find_themes
@@ -26,9 +27,11 @@ def assemble(options: AppOptions) -> Parts:
     names = [theme.name for theme in themes]
     if options.theme not in names:
         notices.append(SettingsError(f"There is no theme {options.theme!r}.", f"There are {', '.join(names)}."))
-    return Parts(
-        client=Client(),
-        records=Records(paths.sessions_file()),
+    records = Records(paths.sessions_file())
+    client = Client()
+    parts = Parts(
+        client=client,
+        records=records,
         library=Library(options.models_dirs),
         themes=themes,
         theme=options.theme if options.theme in names else "dark",
@@ -45,7 +48,10 @@ def assemble(options: AppOptions) -> Parts:
         session=options.session,
         notices=notices,
         remember=settings.remember,
+        kept_pages=options.settings.kept_pages,
     )
+    parts.client = KeptPages(client, records.pages_file, lambda: parts.kept_pages)
+    return parts
 
 
 def start_app(options: AppOptions) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from exltui.engine.run.tier import read, write
+from exltui.engine.persist import keep, recall
 from exltui.engine.session import Session, open_session
 from exltui.errors import ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, LoadOptions, Rewound, Sampling, Scores, Stats, Text
@@ -121,30 +121,14 @@ class Engine:
 
         -> the number of pages. ``recall`` in a later process goes on from there with no prefill. Raises OSError.
         """
-        pages = self._session.generator.room.export(tokens, self._root)
-        write(Path(file), self._fingerprint, pages)
-        return len(pages)
+        return len(keep(self._session, Path(file), tokens, self._session.runner.adapters.mix(None)))
 
     def recall(self, file: str | Path) -> int:
         """Take the pages of ``keep`` into host memory, where prompts find them -> their number.
 
         Raises ModelError, with the reason, if another model, cache mode, RoPE or adapter wrote them; CheckpointError for a damaged file.
         """
-        pages = read(Path(file), self._fingerprint)
-        self._session.generator.room.recall(pages)
-        Path(file).touch()  # for the removal of what was used least recently
-        return len(pages)
-
-    @property
-    def _root(self) -> bytes:
-        adapters = self._session.runner.adapters
-        return adapters.root(adapters.mix(None))
-
-    @property
-    def _fingerprint(self) -> str:
-        """What the keys and values depend on: the model, how it was loaded, and its adapters."""
-        adapters = self._session.runner.adapters.adapters.values()
-        return " ".join([self._session.fingerprint, *(f"{each.name}:{each.scale:g}:{each.info.size}" for each in adapters)])
+        return len(recall(self._session, Path(file)))
 
     def _submit(self, prompt: Prompt, sampling: Sampling | None, job: dict[str, Any]) -> str:
         given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}

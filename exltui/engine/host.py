@@ -36,14 +36,19 @@ from exltui.protocol import (
     HostUp,
     Inspect,
     JobSpec,
+    KeepPages,
     Load,
     LoadAdapter,
     Loaded,
     LoadFailed,
     LoadProgress,
     Meter,
+    PagesFailed,
+    PagesKept,
+    PagesRecalled,
     QueryFailed,
     Quit,
+    RecallPages,
     Submit,
     Text,
     Unload,
@@ -113,7 +118,11 @@ class Host:
         if self._session is not None:
             self._stop_jobs(self._session)
         while not self._commands.empty():
-            self._refuse(self._commands.get(), "the engine was closed", "")
+            command = self._commands.get()
+            if isinstance(command, KeepPages):
+                self._guarded(command)
+            else:
+                self._refuse(command, "the engine was closed", "")
 
     def _next(self) -> Command | None:
         """The next command; waits for one when there is nothing to generate."""
@@ -138,6 +147,8 @@ class Host:
             self._emit(AdapterFailed(command.id, error, hint))
         elif isinstance(command, (Inspect, Explain)):
             self._emit(QueryFailed(command.id, error, hint))
+        elif isinstance(command, (KeepPages, RecallPages)):
+            self._emit(PagesFailed(command.id, error, hint))
         elif isinstance(command, Unload):
             self._emit(Unloaded(command.id))  # the session is gone in any case
 
@@ -153,6 +164,8 @@ class Host:
             self._adapt(command)
         elif isinstance(command, (Inspect, Explain)):
             self._emit(answer(self._session, command))
+        elif isinstance(command, (KeepPages, RecallPages)):
+            self._emit(self._pages(command))
         elif isinstance(command, Cancel):
             self._cancelled.discard(command.id)
             if self._session is not None:
@@ -230,6 +243,26 @@ class Host:
             adapter = bank.rescale(command.name, command.scale)
         info = adapter.info
         self._emit(AdapterLoaded(command.id, adapter.name, adapter.scale, info.rank, info.targets, info.size))
+
+    def _pages(self, command: KeepPages | RecallPages) -> PagesKept | PagesRecalled:
+        if self._session is None:
+            raise ModelError("no model is loaded", "load the one that computed the pages")
+        from exltui.engine.persist import keep, recall
+        from exltui.engine.run.tier import prune
+
+        session, file = self._session, Path(command.file)
+        if isinstance(command, RecallPages):
+            pages = recall(session, file)
+            return PagesRecalled(command.id, command.file, sum(len(page.tokens) for page in pages))
+        if command.session not in session.generator.sessions:
+            raise ModelError("this session has no reply of this model yet", "its pages are kept after one")
+        try:
+            limit = command.limit - command.limit // 64  # what the file has beside them
+            pages = keep(session, file, *session.generator.sessions[command.session], limit)
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be written: {error}", "check the folder and the room on its disk") from error
+        prune(file.parent, command.limit)
+        return PagesKept(command.id, command.file, sum(len(page.tokens) for page in pages), sum(page.nbytes for page in pages))
 
     # ── generating ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from exltui.tokenizer import Tokenizer
 
 MAX_THREADS = 1024  # more than any machine has use for; far more would end the process
 DEFAULT_THREADS = torch.get_num_threads()  # torch counts physical cores, and obeys OMP_NUM_THREADS
-KEYS_DEPEND_ON = ("cache", "rope_scale", "rope_alpha", "rope_yarn", "load_as", "activations", "draft_model")
 CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
 
 
@@ -39,7 +37,8 @@ class Session:
     runner: Runner
     generator: Generator
     tokenizer: Tokenizer
-    fingerprint: str = ""  # what its keys and values depend on
+    directory: Path
+    options: LoadOptions
     problem: str = ""  # why there are no native kernels, and the command that mends it
 
     def close(self) -> None:
@@ -96,18 +95,10 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
         runner,
         Generator(runner, tokenizer, model.context, chunk, drafter, int(options.host_cache * 1e9), options.max_batch),
         tokenizer,
-        _fingerprint(directory, options),
+        directory,
+        options,
         problem,
     )
-
-
-def _fingerprint(directory: Path, options: LoadOptions) -> str:
-    """The model's name, what tells its files from others, and the options that change its keys and values."""
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for file in sorted(directory.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-    changed = {name: value for name in KEYS_DEPEND_ON if (value := getattr(options, name)) not in (None, False)}
-    return " ".join([directory.name, digest.hexdigest()[:12], *(f"{name}={value}" for name, value in changed.items())])
 
 
 def _drafter(

@@ -18,11 +18,12 @@ from exltui.engine.generate import admission
 from exltui.engine.generate.drafts import Drafter, ModelDrafter
 from exltui.engine.generate.job import Job
 from exltui.engine.generate.kept import KeptLogits
-from exltui.engine.generate.room import Room, Track, common
+from exltui.engine.generate.room import Room, Track
 from exltui.engine.generate.scores import scores
+from exltui.engine.model.lora import Mix
 from exltui.engine.ops.sample import EXCLUDED, SampleParams
 from exltui.engine.ops.types import PAGE
-from exltui.engine.run.pages import PageTable
+from exltui.engine.run.pages import PageTable, common
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence
 from exltui.engine.run.tier import HostTier
@@ -77,6 +78,7 @@ class Generator:
         self.kept = KeptLogits(tokenizer, runner.model.spec.vocab)
         self.tokens_read = 0
         self.tokens_drawn = 0
+        self.sessions: dict[str, tuple[list[int], Mix]] = {}  # by name: prompt and reply of the last job, and its adapters
         self._arrivals = 0
         self._waiting: list[Job] = []  # in the order in which they are admitted
         self._running: list[Job] = []  # in the order in which they were
@@ -338,6 +340,8 @@ class Generator:
 
     def _finish(self, job: Job, text: str, count: int) -> list[Event]:
         """Say that the job is done, after the last ``text``."""
+        if job.spec.session:
+            self.sessions[job.spec.session] = list(job.tokens), job.mix
         events: list[Event] = [Text(job.id, text, count)] if text or count else []
         return [*events, Done(job.id, job.stats(), tuple(job.new_ids))]
 

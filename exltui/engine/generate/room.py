@@ -10,7 +10,8 @@ from torch import Tensor
 
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import ROOT, Page, PageTable, chain
-from exltui.engine.run.tier import HostTier, Kept
+from exltui.engine.run.tier import MEND, HostTier, Kept
+from exltui.errors import CheckpointError
 
 
 class PageStore(Protocol):
@@ -93,46 +94,74 @@ class Room:
         return True
 
     def _restore(self, track: Track) -> None:
-        """Bring back from host memory what follows the pages that were found."""
+        """Bring back from host memory what follows the pages that were found: whole ones, then the beginning of one more."""
         while (len(track.hashes) + 1) * PAGE < len(track.tokens):
             page = len(track.hashes)
             tokens = track.tokens[page * PAGE : (page + 1) * PAGE]
             kept = self.tier.get(chain(track.previous_hash, tokens))
             if kept is None:
-                return
-            at = 0
-            for store in self.stores:
-                store.write_page(track.pages[page], kept.parts[at : at + store.parts])
-                at += store.parts
+                break
+            self._write(track.pages[page], kept)
             track.hashes.append(self.table.filled(track.pages[page], track.previous_hash, tokens))
             track.computed = len(track.hashes) * PAGE
+        done = len(track.hashes) * PAGE
+        found = self.tier.following(track.previous_hash, track.tokens[done : min(done + PAGE, len(track.tokens) - 1)])
+        if found is not None and done + found[1] > track.computed:
+            self._write(track.pages[len(track.hashes)], found[0])
+            track.computed = done + found[1]
+
+    def _write(self, page: int, kept: Kept) -> None:
+        at = 0
+        for store in self.stores:
+            store.write_page(page, kept.parts[at : at + store.parts])
+            at += store.parts
 
     def _evict(self, page: Page) -> None:
         if self.tier.limit:
-            self.tier.put(self._kept(page))
+            self.tier.put(self._kept(page.index, page.previous, page.tokens))
 
-    def _kept(self, page: Page) -> Kept:
-        return Kept(page.previous, tuple(page.tokens), tuple(part for store in self.stores for part in store.read_page(page.index)))
+    def _kept(self, index: int, previous: bytes, tokens: Sequence[int]) -> Kept:
+        parts = tuple(part for store in self.stores for part in store.read_page(index))
+        return Kept(previous, tuple(tokens), parts if len(tokens) == PAGE else tuple(part[: len(tokens)].clone() for part in parts))
 
-    def export(self, tokens: Sequence[int], root: bytes = ROOT) -> list[Kept]:
-        """All full pages of ``tokens`` that are in the cache or in host memory, from the first on."""
-        found: list[Kept] = []
-        previous = root
-        while (len(found) + 1) * PAGE <= len(tokens):
-            here = chain(previous, tokens[len(found) * PAGE : (len(found) + 1) * PAGE])
-            index = self.table.find(here)
-            kept = self.tier.get(here) if index is None else self._kept(self.table.pages[index])
-            if kept is None:
+    def export(self, tokens: Sequence[int], root: bytes = ROOT, limit: int | None = None) -> list[Kept]:
+        """What of ``tokens`` is in the cache or in host memory, from the first page on, at most ``limit`` bytes. The last may be short."""
+        tokens, found = list(tokens), []
+        previous, total = root, 0
+        for at in range(0, len(tokens), PAGE):
+            kept = self._known(previous, tokens[at : at + PAGE])
+            total += kept.nbytes if kept is not None else 0
+            if kept is None or (limit is not None and total > limit):
                 break
             found.append(kept)
-            previous = here
+            if len(kept.tokens) < PAGE:
+                break
+            previous = chain(previous, kept.tokens)
         return found
 
+    def _known(self, previous: bytes, tokens: Sequence[int]) -> Kept | None:
+        """The longest beginning of a page of ``tokens`` behind ``previous``."""
+        here, there = self.table.following(previous, tokens), self.tier.following(previous, tokens)
+        if here is not None and (there is None or here[1] >= there[1]):
+            return self._kept(here[0], previous, tokens[: here[1]])
+        if there is None:
+            return None
+        kept, count = there
+        return kept if count == len(kept.tokens) else Kept(previous, kept.tokens[:count], tuple(part[:count] for part in kept.parts))
+
     def recall(self, pages: Sequence[Kept]) -> None:
-        """Put pages that were exported where the next prompt finds them."""
-        self.tier.limit = max(self.tier.limit, self.tier.nbytes + sum(page.nbytes for page in pages))
+        """Put pages that were exported where the next prompt finds them, in place of those that were put there so before.
+
+        Raises CheckpointError if they do not have the form of the stores' own.
+        """
+        like = [part for store in self.stores for part in store.read_page(0)]
+        for page in pages:
+            if [(part.dtype, part.shape[1:]) for part in page.parts] != [(part.dtype, part.shape[1:]) for part in like]:
+                raise CheckpointError("the pages have another form than the cache's", MEND)
+        self.tier.guests = sum(page.nbytes for page in pages)
         for page in pages:
             self.tier.put(page)
+        self.tier.trim()
 
     def grow(self, track: Track, count: int) -> bool:
         """Pages for ``count`` tokens more than are computed -> whether there are enough. Those that were found stay with the track."""
@@ -172,15 +201,3 @@ class Room:
 
 def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
-
-
-def common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:  # slices compare in C
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

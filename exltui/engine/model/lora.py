@@ -41,7 +41,7 @@ class Adapter:
     slot: int
     scale: float
     info: AdapterInfo
-    serial: int  # how many were loaded before: two adapters of one name are told apart by it
+    digest: str  # of its files: two adapters of one name are told apart by it
     matrices: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     embedding: tuple[Tensor, Tensor] | None = None  # A [r, v], B [k, r]
     embed_table: Tensor | None = None  # [v, k] in place of the model's
@@ -57,7 +57,6 @@ class AdapterBank:
         self.dtype = dtype
         self.adapters: dict[str, Adapter] = {}
         self._held: dict[int, Adapter] = {}  # by slot, dropped ones included
-        self._loaded = 0
         self._stacks: dict[str, Stack] = {}
         self._groups = _groups(spec)
 
@@ -73,8 +72,7 @@ class AdapterBank:
         if len(self._held) >= LIMIT:
             raise ModelError(f"{LIMIT} adapters are loaded already", "drop one first")
         slot = next(i for i in range(LIMIT) if i not in self._held)
-        self._loaded += 1
-        adapter = _Reader(self.spec, self.device, self.dtype, info).read(slot, scale, self._loaded)
+        adapter = _Reader(self.spec, self.device, self.dtype, info).read(slot, scale)
         self.adapters[adapter.name] = adapter
         self._held[slot] = adapter
         return adapter
@@ -110,8 +108,13 @@ class AdapterBank:
         """What the hashes of a job's pages begin with, so that keys and values are shared only under the same adapters."""
         if not mix:
             return b""
-        text = repr([(self._held[slot].serial, scale) for slot, scale in mix])
+        text = repr(sorted((self._held[slot].digest, scale) for slot, scale in mix))
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def described(self, mix: Mix) -> str:
+        """The adapters of ``mix`` by name, scale and contents."""
+        used = [(self._held[slot], scale) for slot, scale in mix]
+        return ", ".join(sorted(f"{adapter.name}:{scale:g} {adapter.digest[:8]}" for adapter, scale in used))
 
     def _named(self, name: str) -> Adapter:
         if name not in self.adapters:
@@ -174,9 +177,9 @@ class _Reader:
         self.info = info
         self.linears = {linear.name: linear for group in _groups(spec) for linear in group}
 
-    def read(self, slot: int, scale: float, serial: int) -> Adapter:
+    def read(self, slot: int, scale: float) -> Adapter:
         spec, info = self.spec, self.info
-        adapter = Adapter(info.name, slot, scale, info, serial)
+        adapter = Adapter(info.name, slot, scale, info, info.digest())
         for module, pair in info.pairs.items():
             self._linear(adapter, module, *pair)
         for module, pair in info.embeddings.items():

@@ -61,9 +61,9 @@ class KVCache:
         return tuple(store[index].cpu().pin_memory() if pinned else store[index].clone() for store in self._stores())
 
     def write_page(self, index: int, parts: Sequence[torch.Tensor]) -> None:
-        """Put back what ``read_page`` gave."""
+        """Put back what ``read_page`` gave, or the first rows of it."""
         for store, part in zip(self._stores(), parts, strict=True):
-            store[index].copy_(part, non_blocking=True)
+            store[index, : len(part)].copy_(part, non_blocking=True)
 
     def _stores(self) -> list[torch.Tensor]:
         return [store for layer in self.layers for store in (layer.k, layer.v, layer.k_scale, layer.v_scale) if store is not None]

@@ -83,9 +83,12 @@ class PageTable:
                 break
             shared.append(self._full[here])
             previous = here
-        rest = tokens[len(shared) * PAGE : limit]
-        best = max(((_common(self.pages[i].tokens, rest), i) for i in self._partial.get(previous, ())), default=(0, 0))
-        return Reuse(tuple(shared), (best[1], best[0]) if best[0] else None)
+        return Reuse(tuple(shared), self.following(previous, tokens[len(shared) * PAGE : limit]))
+
+    def following(self, previous: bytes, tokens: Sequence[int]) -> tuple[int, int] | None:
+        """The page behind ``previous`` that begins most like ``tokens``, and how many tokens that are; None if there is none."""
+        count, index = max(((common(self.pages[i].tokens, tokens), i) for i in self._partial.get(previous, ())), default=(0, 0))
+        return (index, count) if count else None
 
     def find(self, here: bytes) -> int | None:
         """The page with this hash."""
@@ -183,11 +186,13 @@ class PageTable:
         page.previous = ROOT
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences of one type begin with in common."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # slices compare in C
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
