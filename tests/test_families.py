@@ -26,6 +26,7 @@ from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
 from exltui.errors import ModelError
+from exltui.models.catalog import read_model
 
 EXACT = 1e-9  # f32 sums in another order; a wrong epsilon or theta gives more than 1e-4
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
@@ -171,7 +172,8 @@ def test_a_family_computes_what_transformers_computes(name: str, tmp_path: Path)
     family, changes = CASES[name]
     reference = make(family, tmp_path, **changes)
     model = load(tmp_path)
-    assert model.parameters == reference.num_parameters()
+    (tmp_path / "tokenizer.json").touch()
+    assert model.parameters == reference.num_parameters() == read_model(tmp_path).parameters
     check(model, reference)
 
 
@@ -347,6 +349,16 @@ def test_a_family_as_exl2_has_every_layer_under_its_own_name(name: str, tmp_path
     ids = tokens(100)
     error = nmse(run(fresh(model, 1), Sequence(ids, 0, [0], "all")), reference_logits(reference, ids))
     assert 1e-8 < error < 0.02
+
+
+def test_exl2_widths_may_be_filled_up(tmp_path: Path) -> None:
+    """One key/value head of 16: the converter adds 16 rows of zeros, which are no part of the model."""
+    reference = make("Llama", tmp_path / "plain", num_key_value_heads=1, head_dim=16, attention_bias=True)
+    write_exl2(tmp_path / "plain", tmp_path / "exl2", 8, 8)
+    assert Checkpoint(tmp_path / "exl2").infos["model.layers.0.self_attn.k_proj.q_weight"].shape[1] == 32
+    ids, model = tokens(40), load(tmp_path / "exl2")
+    assert model.parameters == reference.num_parameters()
+    assert 1e-8 < nmse(run(fresh(model, 1), Sequence(ids, 0, [0], "all")), reference_logits(reference, ids)) < 0.02
 
 
 def test_every_family_has_a_case() -> None:

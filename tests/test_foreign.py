@@ -16,6 +16,7 @@ from exltui.engine.model.weights.foreign import dense_gptq, from_awq, from_fp8
 from exltui.engine.ops.table import nmse
 from exltui.engine.run.step import Sequence
 from exltui.errors import ModelError
+from exltui.models.catalog import read_model
 
 
 def words(rows: list[list[int]], bits: int) -> Tensor:
@@ -159,6 +160,9 @@ def test_mxfp4_experts_are_unpacked_as_transformers_does(tmp_path: Path) -> None
     reference = make(family, tmp_path, **{**changes, "num_hidden_layers": 2})
     torch.manual_seed(1)
     rewrite(tmp_path, packed_experts(reference), quantization_config={"quant_method": "mxfp4"})
+    (tmp_path / "tokenizer.json").touch()
+    info = read_model(tmp_path)
+    assert (info.format, info.parameters) == ("mxfp4", reference.num_parameters())
     ids = tokens(50)
     assert nmse(run(fresh(load(tmp_path), 1), Sequence(ids, 0, [0], "all")), reference_logits(reference, ids)) <= 1e-9
 

@@ -11,6 +11,7 @@ from tiny_models import load, make, rewrite
 from exltui.cli.models import _details
 from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.model.inspect import inspect
+from exltui.protocol import LoadOptions
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen2-moe-some-dense", "gpt2", "olmo3-yarn", "cohere-norms", "dbrx", "gpt-oss", "phi3"])
@@ -37,6 +38,18 @@ def test_positions_windows_and_experts_are_told(tmp_path: Path) -> None:
     assert "yarn (factor 4.0" in rows["olmo3-yarn"]["positions 2"]
     assert "none from RoPE in 1 layers" in rows["cohere2"].values()
     assert rows["qwen2-moe-some-dense"]["experts"] == "6 in each of 2 layers, 3 a token and one that all take"
+
+
+def test_positions_are_those_that_the_options_make(tmp_path: Path) -> None:
+    make("Llama", tmp_path, num_hidden_layers=1)
+    found = inspect(tmp_path, LoadOptions(length=2000))
+    assert found["loaded"] == 2000 and "longer than the 1,024" in found["notes"][0] and "longer than" in _details(found)["loaded with"]
+    found = inspect(tmp_path, LoadOptions(length=2000, rope_alpha=2.0))
+    assert found["notes"] == [] and found["rope"][0]["theta"] == pytest.approx(10000 * 2 ** (32 / 30)) and found["rope"][0]["alpha"] == 2
+    found = inspect(tmp_path, LoadOptions(rope_yarn=4.0))
+    assert found["rope"][0]["scaling"]["factor"] == 4 and "cos and sin times 1.139" in _details(found)["positions"]
+    assert "a context of -5 tokens" in inspect(tmp_path, LoadOptions(length=-5))["refused"][0]
+    assert "exclude each other" in inspect(tmp_path, LoadOptions(rope_yarn=4.0, rope_scale=2.0))["refused"][0]
 
 
 def test_bits_are_counted_by_kind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from exltui import paths
 from exltui.adapter import AdapterInfo
-from exltui.cli.options import model_folders
+from exltui.cli.options import load_options, model_folders
 from exltui.cli.output import ProgressLine, print_json, size
 from exltui.errors import ExltuiError, ModelError
 from exltui.models.catalog import PARTIAL, ModelInfo, directory_name, find_adapters, find_models, read_model, resolve
@@ -104,7 +104,7 @@ def info(options: argparse.Namespace) -> int:
     from exltui.engine.model.inspect import inspect
 
     model = read_model(resolve(options.name, folders))
-    more = inspect(model.path)
+    more = inspect(model.path, load_options(options))
     if options.json:
         print_json({**describe(model), "details": more})
     if model.problem:
@@ -146,6 +146,8 @@ def _details(more: dict[str, Any]) -> dict[str, str]:
         rows["bits"] = ", ".join(f"{kind} {bits:g}" for kind, bits in more["bits"].items())
     for index, rope in enumerate(more.get("rope", [])):
         rows["positions" if not index else f"positions {index + 1}"] = _positions(rope)
+    if "loaded" in more:
+        rows["loaded with"] = f"{more['loaded']:,} tokens" + "".join(f"; {note}" for note in more["notes"])
     if "windows" in more:
         rows["windows"] = ", ".join(
             f"{count} layers {int(w):,}" if int(w) else f"{count} layers all" for w, count in more["windows"].items()
@@ -165,7 +167,10 @@ def _positions(rope: dict[str, Any]) -> str:
         return f"none from RoPE in {rope['layers']} layers"
     scaling = rope.get("scaling")
     values = {key: value for key, value in scaling.items() if key != "kind" and not isinstance(value, (list, tuple))} if scaling else {}
-    stretched = f", {scaling['kind']} ({', '.join(f'{key} {value}' for key, value in values.items())})" if scaling else ""
+    stretched = f" (NTK alpha {rope['alpha']:g})" if "alpha" in rope else ""
+    stretched += f", {scaling['kind']} ({', '.join(f'{key} {value}' for key, value in values.items())})" if scaling else ""
+    if "magnitude" in rope and rope["magnitude"] != 1.0:
+        stretched += f", cos and sin times {rope['magnitude']:.4g}"
     return f"RoPE over {rope['width']}, theta {rope['theta']:,g}{stretched}, in {rope['layers']} layers"
 
 

@@ -71,18 +71,15 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
         group.add_argument(flag, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
     add("--device", str, "NAME", "cpu, or cuda:0 for the first GPU (default: the first GPU if there is one)")
-    add("--length", int, "TOKENS", "context to make room for (default: the model's own, at most 8192)")
+    _positions(group)
     add("--cache-tokens", int, "TOKENS", "room for all jobs together, for large batches (default: the context)")
     add("--cache", str, "MODE", "KV cache: fp16, q8, q6, q4, or K,V bits such as 8,4 (default fp16)")
     add("--chunk-size", int, "TOKENS", "prompt tokens in one step (default 2048; on the CPU, and in eval, 256)")
     add("--max-batch", int, "N", "jobs that run at once, for exltui bulk and candidates (default 32, the most)")
     add("--threads", int, "N", "CPU threads (default: one for each core)")
-    add("--rope-scale", float, "X", "stretch positions by this factor")
-    add("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one")
     group.add_argument(
         "--lora", metavar="DIR[:SCALE]", action="append", default=argparse.SUPPRESS, help="use this LoRA adapter; may be repeated"
     )
-    add("--rope-yarn", float, "X", "YaRN: stretch the trained context by this factor")
     for name, text in (
         ("q4", "round plain weights to 4 bits"),
         ("q8", "round plain weights to 8 bits"),
@@ -98,6 +95,17 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
         "--reproducible", action="store_true", default=argparse.SUPPRESS, help="a seed gives the same tokens whatever else runs; slower"
     )
     add("--activations", str, "KIND", "of quantised weights on the CPU: int8 or fp32 (default int8)")
+
+
+def _positions(group: Any) -> None:
+    """The context, and what changes how the model knows positions."""
+    for flag, kind, metavar, text in (
+        ("--length", int, "TOKENS", "context to make room for (default: the model's own, at most 8192)"),
+        ("--rope-scale", float, "X", "stretch positions by this factor"),
+        ("--rope-alpha", float, "X", "NTK alpha for contexts beyond the trained one"),
+        ("--rope-yarn", float, "X", "YaRN: stretch the trained context by this factor"),
+    ):
+        group.add_argument(flag, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
 
 def _default(parser: argparse.ArgumentParser) -> Any:
@@ -169,6 +177,8 @@ def _add_models(commands: Commands) -> None:
             action.add_argument("name", metavar="NAME", help="smollm2-135m (the starter model), or OWNER/REPO[@REVISION] of the hub")
         elif name != "list":
             action.add_argument("name", metavar="MODEL", help="its name, or its directory")
+        if name == "info":
+            _positions(action.add_argument_group("as it would be loaded with"))
         if name == "rm":
             action.add_argument("--yes", action="store_true", help="do not ask")
         action.set_defaults(run=_command("models", function))

@@ -63,8 +63,6 @@ def open_session(directory: Path, options: LoadOptions, progress: Progress, canc
     """Load a model, its tokenizer and a cache for ``options.length`` tokens. Raises an ExltuiError."""
     if not directory.is_dir():
         raise ModelError(f"{directory}: there is no such directory", "exltui models list shows what there is")
-    if options.length is not None and options.length < 1:
-        raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
     if not 0 <= options.host_cache < 1e6:
         raise ModelError(
             f"a host cache of {options.host_cache:g} GB is impossible", "give --host-cache a number of gigabytes, or leave it out"

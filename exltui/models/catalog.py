@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,6 +216,12 @@ def _has_template(path: Path) -> bool:
     return isinstance(values, dict) and bool(values.get("chat_template"))
 
 
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+FLOATS = ("F16", "BF16", "F32", "F8_E4M3")
+QUANTISED = ("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups", "qweight", "qzeros", "scales", "g_idx")  # EXL2, GPTQ and AWQ
+BESIDE = ("weight_scale", "weight_scale_inv", "input_scale")  # of FP8
+
+
 def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[str, float | None, int]:
     """(format, bits per weight of the layers, parameters). A tied head that a quantised file holds as a copy is no parameter."""
     modules: dict[str, dict[str, TensorInfo]] = {}
@@ -222,24 +229,29 @@ def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[st
         module, _, part = name.rpartition(".")
         modules.setdefault(module, {})[part] = info
     kinds, layer_bits, layer_weights, parameters = set(), 0, 0, 0
+    method = config.get("quantization_config")
+    bits = method.get("bits") if isinstance(method, dict) else None
     for module, parts in modules.items():
-        kind, weights = _module(parts)
-        head = module.endswith("lm_head")
-        if not (head and config.get("tie_word_embeddings")):
-            parameters += weights + (parts["bias"].numel if "bias" in parts else 0)
-        if ".layers." in f".{module}" and (kind in ("exl2", "gptq") or len(parts["weight"].shape if "weight" in parts else ()) == 2):
+        kind, weights = _module(parts, bits if bits in (2, 3, 8) else 4)
+        vectors = {part: info for part, info in parts.items() if len(info.shape) < 2 and part not in (*QUANTISED, *BESIDE)}
+        if not (module.endswith("lm_head") and config.get("tie_word_embeddings")):
+            parameters += weights + sum(info.numel for info in vectors.values() if info.dtype in FLOATS)
+        if kind and LAYER.search(f"{module}."):
             kinds.add(kind)
-            layer_bits += 8 * sum(info.nbytes for part, info in parts.items() if part != "bias")
+            layer_bits += 8 * sum(info.nbytes for part, info in parts.items() if part not in vectors)
             layer_weights += weights
-    known = next((kind for kind in ("exl2", "gptq", "fp8", "f32", "bf16", "f16") if kind in kinds), "")
+    known = next((kind for kind in ("exl2", "gptq", "mxfp4", "fp8", "f32", "bf16", "f16") if kind in kinds), "")
     return known, layer_bits / layer_weights if layer_weights else None, parameters
 
 
-def _module(parts: dict[str, TensorInfo]) -> tuple[str, int]:
-    """(format, weights) of one module's tensors."""
+def _module(parts: dict[str, TensorInfo], bits: int) -> tuple[str, int]:
+    """(format, weights) of one module's matrices; GPTQ's have ``bits``. Some families have stacks of experts with other names."""
     if "q_weight" in parts and "q_invperm" in parts:
         return "exl2", parts["q_invperm"].numel * parts["q_weight"].shape[-1]
     if "qweight" in parts:
-        return "gptq", parts["qweight"].numel * 8
-    weight = parts.get("weight")
-    return (PLAIN.get(weight.dtype, ""), weight.numel) if weight is not None else ("", 0)
+        return "gptq", parts["qweight"].numel * 32 // bits
+    packed = [info for part, info in parts.items() if part.endswith("_blocks") and info.dtype == "U8"]
+    if packed:
+        return "mxfp4", 2 * sum(info.numel for info in packed) + sum(i.numel for p, i in parts.items() if p.endswith("_bias"))
+    matrices = [info for part, info in parts.items() if info.dtype in FLOATS and 2 <= len(info.shape) <= 3 and part not in BESIDE]
+    return (PLAIN[matrices[0].dtype], sum(info.numel for info in matrices)) if matrices else ("", 0)

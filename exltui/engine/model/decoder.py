@@ -159,7 +159,7 @@ class Decoder:
         return Mlp(tuple(self._weight(linear) for linear in spec.gate_up), self._weight(spec.down), spec.activation)
 
     def _moe(self, spec: MoeSpec) -> Moe:
-        mlps = tuple(self._mlp(expert) for expert in (*spec.experts, *(() if spec.shared is None else (spec.shared,))))
+        mlps = tuple(self._mlp(expert) for expert in spec.mlps)
         correction = self._checkpoint.vector(spec.correction, len(spec.experts)).to(self.ops.device) if spec.correction else None
         return Moe(
             self._weight(spec.router),
@@ -251,7 +251,25 @@ class Decoder:
             ones = torch.ones(len(weights), 1, dtype=weights.dtype, device=weights.device)
             share = ones if mlp.gate is None else ops.norm_linear(x, norm, (mlp.gate,)).float().sigmoid()
             weights = torch.cat((weights, share), dim=1)
+        if adapting is not None and adapting.bank.changes(spec):
+            return self._adapted_experts(x, norm, weights, layer, residual, adapting)
         return ops.experts(x, norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale)
+
+    def _adapted_experts(self, x: Tensor, norm: Norm | None, weights: Tensor, layer: Layer, residual: Tensor, adapting: Adapting) -> Tensor:
+        """What ``experts`` does, one after the other, with what adapters add to the products of each."""
+        ops, mlp, spec, total = self.ops, layer.mlp, layer.spec.mlp, residual.to(torch.float32, copy=True)
+        assert isinstance(mlp, Moe)
+        assert isinstance(spec, MoeSpec)
+        for index, (expert, linears) in enumerate(zip(mlp.mlps, spec.mlps, strict=True)):
+            rows = weights[:, index].nonzero().flatten()
+            if not len(rows):
+                continue
+            own, part = x[rows], Adapting(adapting.bank, ops, adapting.mix[rows])
+            y = part.add(ops.norm_linear(own, norm, expert.gate_up), own, norm, linears.gate_up)
+            inner = ops.activate(y, expert.activation, len(expert.gate_up) == 2)
+            given = part.add(ops.norm_linear(inner, None, (expert.down,)), inner, None, (linears.down,))
+            total[rows] += given.float() * (weights[rows, index] * self.spec.residual_scale).unsqueeze(1)
+        return total.to(residual.dtype)
 
     def _adapted_head(self, x: Tensor, mix: Tensor) -> Tensor:
         """Logits of ``x`` [r, k] with adapters: of tokens whose adapter brings a head, from that one."""

@@ -9,29 +9,34 @@ from typing import Any
 
 from exltui.engine.model.config import Config
 from exltui.engine.model.families import read_spec
-from exltui.engine.model.loading import open_checkpoint, require_weights
+from exltui.engine.model.loading import loaded_context, open_checkpoint, require_weights
+from exltui.engine.model.positions import check_context, with_overrides
 from exltui.engine.model.spec import ArchSpec, LinearSpec, MoeSpec
 from exltui.engine.model.tensors import Checkpoint
 from exltui.engine.ops.rope import RopeSpec
 from exltui.errors import ExltuiError
+from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
 
-def inspect(directory: Path) -> dict[str, Any]:
+def inspect(directory: Path, options: LoadOptions = LoadOptions()) -> dict[str, Any]:  # noqa: B008  (it is frozen)
     """Plain values: ``architecture``, ``layers``, ``hidden``, ``heads``, ``experts``, ``bits``, ``parameters``, ``context``, ``rope``,
-    ``windows``, ``bos``, ``eos``, ``special``, ``template``, ``refused``.
+    ``loaded``, ``notes``, ``windows``, ``bos``, ``eos``, ``special``, ``template``, ``refused``.
 
-    What cannot be found out is left out; ``refused`` says why, a sentence each.
+    RoPE is what ``options`` make of it, for the ``loaded`` context; ``notes`` are what loading would say about that. What cannot be found
+    out is left out; ``refused`` says why, a sentence each.
     """
     found: dict[str, Any] = {"refused": []}
     try:
         config = Config.read(directory)
-        spec = read_spec(config)
-        found |= _shape(spec)
+        spec = with_overrides(read_spec(config), options)
+        context = loaded_context(spec, options)
+        found |= _shape(spec, context)
         checkpoint = open_checkpoint(directory, config, spec)
         found["bits"] = _bits(spec, checkpoint)
         found["parameters"] = _parameters(spec, checkpoint)
         require_weights(spec, checkpoint)
+        found["notes"] = list(check_context(spec, context))
     except ExltuiError as error:
         found["refused"].append(f"{error}; {error.hint}" if error.hint else str(error))
     try:
@@ -41,7 +46,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _shape(spec: ArchSpec) -> dict[str, Any]:
+def _shape(spec: ArchSpec, context: int) -> dict[str, Any]:
     attentions = [layer.attention for layer in spec.layers]
     moes = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, MoeSpec)]
     windows = [attention.window for attention in attentions]
@@ -52,7 +57,8 @@ def _shape(spec: ArchSpec) -> dict[str, Any]:
         "vocabulary": spec.vocab,
         "heads": sorted({(a.h, a.g, a.d) for a in attentions}),
         "context": spec.trained_context,
-        "rope": _ropes([attention.rope for attention in attentions]),
+        "loaded": context,
+        "rope": _ropes([attention.rope for attention in attentions], context),
         "tied": spec.tied,
     }
     if any(windows):
@@ -67,15 +73,22 @@ def _shape(spec: ArchSpec) -> dict[str, Any]:
     return found
 
 
-def _ropes(ropes: list[RopeSpec | None]) -> list[dict[str, Any]]:
-    """Each way in which layers know positions, and how many do so."""
+def _ropes(ropes: list[RopeSpec | None], context: int) -> list[dict[str, Any]]:
+    """Each way in which layers know positions, and how many do so; theta after NTK, for a context of so many tokens."""
     found = []
     for rope in dict.fromkeys(ropes):
         entry: dict[str, Any] = {"layers": ropes.count(rope)}
         if rope is None:
             entry["kind"] = "none"
         else:
-            entry |= {"kind": "rope", "theta": rope.theta, "width": rope.width, "pairs": "neighbours" if rope.interleaved else "halves"}
+            entry |= {
+                "kind": "rope",
+                "theta": rope.base(context),
+                "width": rope.width,
+                "pairs": "neighbours" if rope.interleaved else "halves",
+            }
+            if rope.alpha != 1.0:
+                entry["alpha"] = rope.alpha
             if rope.scaling is not None:
                 entry["scaling"] = dataclasses.asdict(rope.scaling)
                 entry["magnitude"] = rope.magnitude

@@ -59,7 +59,7 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     device = resolve_device(options.device)
     checkpoint = open_checkpoint(directory, config, spec)
     require_weights(spec, checkpoint)
-    context = options.length or min(spec.trained_context, DEFAULT_CONTEXT)
+    context = loaded_context(spec, options)
     notes = check_context(spec, context)
     ops = bind(device)
     prepare = plan(options, ops, checkpoint.weight(spec.layers[0].qkv[0]))
@@ -78,6 +78,13 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     if packed := blocked_bytes([*weights, decoder.head]):  # beside the embedding, nothing else is read from the file in a step
         used = packed + decoder.embedding.nbytes
     return Model(directory.name, spec, decoder, context, _format(decoder), _parameters(spec, checkpoint), used, bits, notes)
+
+
+def loaded_context(spec: ArchSpec, options: LoadOptions) -> int:
+    """Tokens that positions and cache are prepared for. Raises ModelError."""
+    if options.length is not None and options.length < 1:
+        raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
+    return options.length or min(spec.trained_context, DEFAULT_CONTEXT)
 
 
 def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, prepare: Preparation) -> int:
@@ -174,5 +181,7 @@ def _parameters(spec: ArchSpec, checkpoint: Checkpoint) -> int:
     names = {name for group in spec.linears() for linear in group for name in (linear.name, linear.part.name if linear.part else "")}
     matrices = {spec.embedding, spec.head, *names}
     plain = [checkpoint.infos[name].numel for name in checkpoint.used if name not in matrices and name.rpartition(".")[0] not in matrices]
-    plain += [checkpoint.infos[name].numel for name in checkpoint.used if name.rpartition(".")[0] in matrices and name.endswith(".bias")]
+    own = {f"{linear.name}.bias": linear.n for linear in linears}
+    biases = [name for name in checkpoint.used if name.rpartition(".")[0] in matrices and name.endswith(".bias")]
+    plain += [min(checkpoint.infos[name].numel, own.get(name, checkpoint.infos[name].numel)) for name in biases]
     return spec.vocab * spec.hidden + sum(linear.n * linear.k for linear in linears) + sum(plain)

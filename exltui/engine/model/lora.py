@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exltui.adapter import AdapterInfo, read_adapter
 from exltui.checkpoint import TensorInfo
-from exltui.engine.model.spec import ArchSpec, LinearSpec, MoeSpec
+from exltui.engine.model.spec import ArchSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import read_tensor, rename, take_rows
 from exltui.errors import ModelError
 
@@ -58,7 +58,6 @@ class AdapterBank:
         self.adapters: dict[str, Adapter] = {}
         self._held: dict[int, Adapter] = {}  # by slot, dropped ones included
         self._stacks: dict[str, Stack] = {}
-        self._groups = _groups(spec)
 
     @property
     def width(self) -> int:
@@ -131,6 +130,10 @@ class AdapterBank:
             self._stacks[key] = self._build(linears)
         found = self._stacks[key]
         return found if len(found.slots) else None
+
+    def changes(self, mlp: MlpSpec | MoeSpec) -> bool:
+        """Whether an adapter changes any linear of an MLP or of experts."""
+        return any(self.stack(group) is not None for each in _mlps(mlp) for group in each.linears())
 
     def _build(self, linears: tuple[LinearSpec, ...]) -> Stack:
         n, rows, columns, slots, begin = sum(linear.n for linear in linears), [], [], [], 0
@@ -212,11 +215,11 @@ class _Reader:
             return
         parts = [(linear, linear.part) for linear in self.linears.values() if linear.part is not None and linear.part.name == name]
         if not parts:
-            experts = any(isinstance(layer.mlp, MoeSpec) for layer in self.spec.layers) and ".mlp" in f".{name}".replace(
-                "block_sparse_moe", "mlp"
-            )
-            what = "changes experts or their router, which exltui cannot run" if experts else f"changes {module}, which the model has not"
-            raise ModelError(f"{adapter.name}: the adapter {what}", self._hint if not experts else "train it on attention alone")
+            routers = [linear.name for layer in self.spec.layers if isinstance(layer.mlp, MoeSpec) for linear in layer.mlp.routers]
+            if name in routers:
+                hint = "train it without the router; experts and attention can be adapted"
+                raise ModelError(f"{adapter.name}: the adapter changes {module}, a router of experts, which exltui cannot run", hint)
+            raise ModelError(f"{adapter.name}: the adapter changes {module}, which the model has not", self._hint)
         whole = self._pair(module, a, b, b.shape[0], parts[0][0].k)
         for linear, part in parts:
             rows = take_rows(whole[1], part)
@@ -232,11 +235,16 @@ class _Reader:
 
 
 def _groups(spec: ArchSpec) -> list[tuple[LinearSpec, ...]]:
-    """Linears that adapters can change, those with one input together: attention, plain MLPs, the head."""
+    """Linears that adapters can change, those with one input together: attention, MLPs and experts, the head."""
     groups: list[tuple[LinearSpec, ...]] = []
     for layer in spec.layers:
-        groups += [layer.qkv, (layer.o,), *([] if isinstance(layer.mlp, MoeSpec) else layer.mlp.linears())]
+        groups += [layer.qkv, (layer.o,)]
+        groups += [group for mlp in _mlps(layer.mlp) for group in mlp.linears()]
     return [*groups, (spec.head_linear,)]
+
+
+def _mlps(mlp: MlpSpec | MoeSpec) -> tuple[MlpSpec, ...]:
+    return mlp.mlps if isinstance(mlp, MoeSpec) else (mlp,)
 
 
 def _check_scale(scale: float) -> None:

@@ -84,10 +84,18 @@ class MoeSpec:
     def activation(self) -> Activation:
         return self.experts[0].activation
 
+    @property
+    def routers(self) -> tuple[LinearSpec, ...]:
+        """What decides about the weights of the experts."""
+        return (self.router, *(() if self.shared_gate is None else (self.shared_gate,)))
+
+    @property
+    def mlps(self) -> tuple[MlpSpec, ...]:
+        """The experts, the shared one last."""
+        return (*self.experts, *(() if self.shared is None else (self.shared,)))
+
     def linears(self) -> list[tuple[LinearSpec, ...]]:
-        gate = () if self.shared_gate is None else (self.shared_gate,)
-        every = (*self.experts, *(() if self.shared is None else (self.shared,)))
-        return [(self.router, *gate), *(group for expert in every for group in expert.linears())]
+        return [self.routers, *(group for expert in self.mlps for group in expert.linears())]
 
 
 @dataclass(frozen=True, slots=True)

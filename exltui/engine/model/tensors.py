@@ -136,7 +136,8 @@ class Checkpoint:
     def weight(self, linear: LinearSpec, *, padded: bool = False) -> FileWeight:
         """The linear layer: EXL2, GPTQ or plain, decided by which tensors are there.
 
-        With ``padded`` it may have more rows than ``n``, up to a multiple of 32, as EXL2 stores a head. Raises ModelError.
+        With ``padded`` it may have more rows than ``n``, up to a multiple of 32, as EXL2 stores a head; elsewhere such rows are dropped,
+        and the rest is plain. Raises ModelError.
         """
         name, n, k, part = linear.name, linear.n, linear.k, linear.part
         quantised = any(f"{name}.{first}" in self for first in ("q_weight", "qweight"))
@@ -147,7 +148,10 @@ class Checkpoint:
                 weight = self._whole(name, k)
         except ModelError as error:
             raise ModelError(f"{self.where}: {name}: {error}", error.hint) from error
-        fits = weight.shape == (n, k) or (padded and weight.shape == (-(-n // 32) * 32, k))
+        whole = -(-n // 32) * 32
+        if isinstance(weight, Exl2Weight) and n < whole == weight.shape[0] and not padded:  # rows that were added before quantising
+            weight = DenseWeight(weight.dense()[:n].contiguous(), None if weight.bias is None else weight.bias[:n])
+        fits = weight.shape == (n, k) or (padded and weight.shape == (whole, k))
         if not fits or (weight.bias is not None and weight.bias.shape[0] != weight.shape[0]):
             bias = "" if weight.bias is None else f" with {weight.bias.shape[0]} biases"
             raise ModelError(

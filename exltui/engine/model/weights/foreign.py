@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exltui.engine.model.weights.bits import pack_columns, pack_nibbles, unpack_columns, unpack_nibbles
+from exltui.engine.model.weights.bits import pack_nibbles, unpack_columns, unpack_nibbles
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.model.weights.gptq import GptqWeight, groups_of
 from exltui.errors import ModelError
@@ -19,11 +19,16 @@ def from_awq(tensors: dict[str, Tensor]) -> GptqWeight:
     qweight, qzeros, scales = tensors["qweight"], tensors["qzeros"], tensors["scales"]
     if any(part.dim() != 2 for part in (qweight, qzeros, scales)) or {qweight.dtype, qzeros.dtype} != {torch.int32}:
         raise ModelError(f"qweight is {qweight.dtype} of shape {tuple(qweight.shape)}", "only 4-bit AWQ in its gemm form can be read")
-    codes, zeros = (unpack_nibbles(words).unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1) for words in (qweight, qzeros))
-    if zeros.shape != scales.shape or codes.shape[1] != scales.shape[1] or codes.shape[0] % 32:
+    zeros = unpack_nibbles(qzeros).unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1)
+    if zeros.shape != scales.shape or qweight.shape[1] * 8 != scales.shape[1] or qweight.shape[0] % 32:
         sizes = f"qweight {tuple(qweight.shape)}, qzeros {tuple(qzeros.shape)}, scales {tuple(scales.shape)}"
         raise ModelError(f"these do not fit each other: {sizes}", "only 4-bit AWQ in its gemm form can be read")
-    parts = {"qweight": pack_columns(codes, 4), "qzeros": pack_nibbles(zeros), "scales": scales}
+    words = torch.zeros(8, qweight.shape[0] // 8, qweight.shape[1], dtype=torch.int32)  # eight rows in a word: of each eighth column
+    for row in range(8):
+        eight = qweight[row::8].contiguous()
+        for column, nibble in enumerate(AWQ_ORDER):
+            words[column] |= ((eight >> (4 * nibble)) & 15) << (4 * row)
+    parts = {"qweight": words.permute(1, 2, 0).flatten(1), "qzeros": pack_nibbles(zeros), "scales": scales}
     return GptqWeight.read({**parts, **({"bias": tensors["bias"]} if "bias" in tensors else {})}, v2=True)
 
 
