@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from exltui.cli.generate import load_session
-from exltui.cli.options import model_path, sampling_options
+from exltui.cli.options import job_options, model_path, sampling_options
 from exltui.errors import ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, Sampling, Text
 
@@ -30,11 +30,13 @@ AHEAD = 64  # jobs that are submitted before they can run, so that the batch is 
 REPORT = 1.0  # seconds between two progress lines on a terminal
 QUIET_REPORT = 30.0
 SAMPLING_KEYS = {each.name for each in dataclasses.fields(Sampling)}
-LIST_KEYS = {"stop_strings", "stop_token_ids", "banned_strings", "banned_tokens", "allowed_tokens", "choices"}
+LIST_KEYS = {"stop_strings", "stop_token_ids", "banned_strings", "banned_tokens", "allowed_tokens", "choices", "logit_bias"}
 JOB_KEYS = {
     "max_new_tokens",
     "min_new_tokens",
     "negative_prompt",
+    "loop_window",
+    "loop_repeats",
     "token_healing",
     "add_bos",
     "json_schema",
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if strange := next((number for number in journal.known if number > len(lines)), None):
         raise ExltuiError(f"{target} answers line {strange}, {source} has {len(lines)}", "it belongs to another input; name another output")
     sampling = sampling_options(options)
-    base = JobSpec("", sampling=sampling, max_new_tokens=options.max_new_tokens, stop_strings=tuple(options.stop), priority=-1)
+    base = JobSpec("", sampling=sampling, priority=-1, **job_options(options))
     with contextlib.closing(journal):
         wanted = [number for number in range(1, len(lines) + 1) if number not in journal.known]
         if wanted:

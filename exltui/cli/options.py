@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exltui.errors import ModelError, SettingsError
+from exltui.cli.source import read_text
+from exltui.errors import ExltuiError, ModelError, SettingsError
 from exltui.models.catalog import resolve_adapter
 from exltui.protocol import LoadOptions, Sampling
 from exltui.settings import Settings, read_preset, read_settings
@@ -71,6 +72,44 @@ def sampling_options(options: argparse.Namespace) -> Sampling:
     if options.greedy:
         given["temperature"] = 0.0
     return dataclasses.replace(read_preset(options.preset) if options.preset else Sampling(), **given)
+
+
+def job_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of JobSpec that the flags of a job name. Raises ExltuiError for a file that cannot be read or a list that is none."""
+    schema = options.json_schema
+    given = {
+        "max_new_tokens": options.max_new_tokens,
+        "min_new_tokens": options.min_new_tokens,
+        "loop_window": options.loop_window,
+        "loop_repeats": options.loop_repeats,
+        "stop_strings": tuple(options.stop),
+        "banned_strings": tuple(options.ban),
+        "banned_tokens": None if options.banned_tokens is None else _ids("--banned-tokens", options.banned_tokens),
+        "allowed_tokens": None if options.allowed_tokens is None else _ids("--allowed-tokens", options.allowed_tokens),
+        "logit_bias": tuple(_bias(text) for text in options.logit_bias),
+        "negative_prompt": options.negative_prompt,
+        "token_healing": options.token_healing,
+        "json_schema": schema if schema is None or schema.lstrip().startswith("{") else read_text(schema),
+        "regex": options.regex,
+        "choices": tuple(options.choice),
+        "grammar": None if options.grammar is None else read_text(options.grammar),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _ids(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ExltuiError(f"{flag}: {text!r} is no list of token ids", "write it as 5,17,203") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition(":")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise ExltuiError(f"--logit-bias: {text!r} is no token and number", "write it as 5:-2.5") from None
 
 
 def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:

@@ -135,12 +135,28 @@ def _sampler(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=kinds[setting.kind], metavar=metavars[setting.kind], help=text.replace("%", "%%"))
 
 
-def _length(parser: argparse.ArgumentParser) -> None:
-    stop = parser.add_argument_group("length")
-    stop.add_argument(
+def _job(parser: argparse.ArgumentParser) -> None:
+    """What a job can ask for beside its prompt and sampler."""
+    length = parser.add_argument_group("length")
+    length.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="at most N tokens (default: until the model ends or the context is full)"
     )
-    stop.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    length.add_argument("--min-new-tokens", type=int, metavar="N", help="the model does not end before N tokens")
+    length.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    length.add_argument("--loop-window", type=int, metavar="N", help="end when the last N tokens are one passage, again and again")
+    length.add_argument("--loop-repeats", type=int, metavar="N", help="how often it must be there (default 3)")
+    words = parser.add_argument_group("words")
+    words.add_argument("--ban", action="append", default=[], metavar="TEXT", help="never write this text; may be repeated")
+    words.add_argument("--banned-tokens", metavar="ID,..", help="ids of tokens that are never drawn")
+    words.add_argument("--allowed-tokens", metavar="ID,..", help="ids of the only tokens that are drawn")
+    words.add_argument("--logit-bias", action="append", default=[], metavar="ID:X", help="add X to a token's logit; may be repeated")
+    words.add_argument("--negative-prompt", metavar="TEXT", help="what --cfg-scale steers away from; with --chat, another system prompt")
+    words.add_argument("--token-healing", action="store_true", help="draw the prompt's last token again, with what follows it")
+    form = parser.add_argument_group("form of the reply (one of these)")
+    form.add_argument("--json-schema", metavar="FILE", help="JSON that this schema allows; a schema that begins with { is taken as it is")
+    form.add_argument("--regex", metavar="TEXT", help="text that matches this regular expression")
+    form.add_argument("--choice", action="append", default=[], metavar="TEXT", help="one of these texts; repeat it for each")
+    form.add_argument("--grammar", metavar="FILE", help="text of this grammar, in Lark's notation or GBNF")
 
 
 def _add_bulk(commands: Commands) -> None:
@@ -154,7 +170,7 @@ def _add_bulk(commands: Commands) -> None:
     parser.add_argument("output", metavar="OUT.jsonl", help="gets one JSON object a line, in the same order")
     _shared(parser)
     _sampler(parser)
-    _length(parser)
+    _job(parser)
     parser.set_defaults(run=_command("bulk"))
 
 
@@ -200,7 +216,10 @@ def _add_generate(commands: Commands) -> None:
     chat.add_argument("--system", metavar="TEXT", help="with --chat, a system prompt")
     chat.add_argument("--chat-format", metavar="NAME", help="with --chat, a format by name in place of the model's template")
     _sampler(parser)
-    _length(parser)
+    _job(parser)
+    more = parser.add_argument_group("replies")
+    more.add_argument("--candidates", type=int, default=1, metavar="N", help="N replies, which read the prompt once (default 1)")
+    more.add_argument("--top-tokens", type=int, metavar="N", help="with --json, how likely each token was, and the N likeliest beside it")
     parser.set_defaults(run=_command("generate"))
 
 

@@ -27,7 +27,7 @@ from exltui.engine.run.pages import PageTable, common
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence
 from exltui.engine.run.tier import HostTier
-from exltui.errors import ExltuiError
+from exltui.errors import ContextError, ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewound, Text
 from exltui.tokenizer import Tokenizer
 
@@ -105,6 +105,8 @@ class Generator:
         """Queue a job. Raises ContextError, SamplingError or GrammarError, and then the job does not exist."""
         context = self.context
         if spec.sampling.cfg_scale != 1.0:  # both of its sequences must fit
+            if self.runner.cache.pages < 2:
+                raise ContextError("guidance takes two sequences, and the cache has one page", "give a larger --length, or --cache-tokens")
             context = min(context, self.runner.cache.pages // 2 * PAGE)
         job = admission.prepare(spec, self.tokenizer, self.runner.model.spec.vocab, context)
         job.mix = self.runner.adapters.mix(spec.adapters)
