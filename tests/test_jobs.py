@@ -94,6 +94,17 @@ def test_text_that_may_be_banned_is_kept_back_by_whole_tokens() -> None:
     assert guard.push(6, "x", "s5") == ("", 0, None) and guard.finish() == ("x", 1)
 
 
+def test_what_is_taken_back_may_leave_the_beginning_of_a_banned_string() -> None:
+    """m, then m again, then n: the second m goes; an n in its place would make a banned string with the first."""
+    guard = Guard(["mn"])
+    assert guard.push(1, "k", 0) == ("k", 1, None)
+    assert guard.push(2, "m", 1) == ("", 0, None) and guard.push(2, "m", 2) == ("", 0, None)
+    assert guard.push(3, "n", 3)[2].tokens == 2
+    text_, count, match = guard.push(3, "n", 2)
+    assert (text_, count, match.tokens, match.state) == ("", 0, 2, 1)
+    assert guard.push(4, "x", 1) == ("x", 1, None)
+
+
 def test_the_end_is_not_drawn_before_min_new_tokens() -> None:
     free = JobSpec("a", prompt_ids=(1,), sampling=Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=2), logit_bias=((0, 9.0),))
     for least in (0, 9):

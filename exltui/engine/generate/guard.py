@@ -28,7 +28,8 @@ class _Held:
 class Guard:
     """Looks for ``strings``, in any case of letters, in the text of tokens as they come.
 
-    Text is kept back by whole tokens, since a token is what can be taken back. Case is folded letter by letter, so that places stay places.
+    Text is kept back by whole tokens, since a token is what can be taken back, and until nothing that can be taken back follows it. Case is
+    folded letter by letter, so that places stay places.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -48,12 +49,27 @@ class Guard:
             taken, self._held = self._held[before:], self._held[:before]
             match = Match(len(taken), taken[0].token, "".join(held.text for held in taken), string, taken[0].state)
             whole = whole[: len(self.text)]
-        keep = next(
-            (n for n in range(min(self._longest - 1, len(whole)), 0, -1) if any(s.startswith(whole[-n:]) for s in self._strings)), 0
-        )
-        count = self._within(len(whole) - keep)
+        count = self._certain(whole)
         free, self._held = self._held[:count], self._held[count:]
         return "".join(held.text for held in free), count, match
+
+    def _certain(self, whole: str) -> int:
+        """How many of the held tokens can become part of no banned string, whatever comes and is taken back.
+
+        A token in which a banned string may have begun can be taken back, and then what ends before it may begin one in turn: of "mm" both
+        are kept where "mn" is banned, since the second m may go and an n come.
+        """
+        seen, ends = {len(self._held)}, [len(self._held)]
+        while ends:
+            end = ends.pop()
+            text = whole[: sum(len(held.text) for held in self._held[:end])]
+            for n in range(1, min(self._longest - 1, len(text)) + 1):
+                if any(string.startswith(text[-n:]) for string in self._strings):
+                    begin = self._within(len(text) - n)
+                    if begin not in seen:
+                        seen.add(begin)
+                        ends.append(begin)
+        return min(seen)
 
     @property
     def text(self) -> str:
