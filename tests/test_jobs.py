@@ -240,6 +240,31 @@ def test_a_damaged_page_table_is_noticed() -> None:
         generator.check()
 
 
+def test_pages_come_into_the_order_of_their_sequences_while_nothing_runs() -> None:
+    """Jobs that advance together get pages by turns. What is moved is found again, and is what it was."""
+    generator = toy_generator(40, chunk=64)
+    specs = [
+        JobSpec(f"j{i}", prompt_ids=(*[3, 1, 4] * 4, 1 + i), sampling=Sampling(seed=i), max_new_tokens=50, min_new_tokens=50)
+        for i in range(4)
+    ]
+    events = [event for spec in specs for event in generator.submit(spec)]
+    events += generator.advance()
+    assert generator.tidy() == 0, "not while a job runs"
+    events += run(generator)
+    order = generator.table.layout()
+    assert order != sorted(order) and generator.tidy() == generator_module.TIDY, "so many at once"
+    while generator.tidy():
+        generator.check()
+    order = generator.table.layout()
+    assert sum(index != place for place, index in enumerate(order)) * 10 <= len(order) > 20
+    for spec in specs:
+        whole = (*(spec.prompt_ids or ()), *done(events, spec.id).token_ids)
+        again = replace(spec, id=f"{spec.id} again", prompt_ids=(*whole, 5), max_new_tokens=4, min_new_tokens=0)
+        more = generator.submit(again) + run(generator)
+        check_job(more, again, 40 * SIZE)
+        assert done(more, again.id).stats.cached_tokens == len(whole) - 1
+
+
 def test_common_beginnings() -> None:
     picks = np.random.default_rng(0)
     for _ in range(200):
@@ -279,6 +304,7 @@ def test_ten_thousand_steps_of_everything_leak_nothing() -> None:
     generator = toy_generator(pages, 8 * SIZE, 6)
     specs: dict[str, JobSpec] = {}
     events: list[Event] = []
+    tidied = 0
     for step in range(10_000):
         if step < 9_900 and len(generator.job_ids) < 4 and picks.random() < 0.2:
             spec = _any_spec(picks, f"job-{len(specs)}")
@@ -287,11 +313,12 @@ def test_ten_thousand_steps_of_everything_leak_nothing() -> None:
         if generator.job_ids and picks.random() < 0.01:
             events += generator.cancel(picks.choice(generator.job_ids))
         events += generator.advance()
+        tidied += generator.tidy() if picks.random() < 0.5 else 0
         if step % 50 == 0:
             generator.check()
     events += run(generator)
     generator.check()
-    assert generator.table.used == 0 and len(specs) > 300
+    assert generator.table.used == 0 and len(specs) > 300 and tidied > 100
     by_job: dict[str, list[Event]] = {}
     for event in events:
         by_job.setdefault(getattr(event, "id", ""), []).append(event)

@@ -115,6 +115,8 @@ class Host:
                 self._guarded(command)
             elif self._session is not None and self._session.generator.busy:
                 self._advance(self._session)
+            elif self._session is not None:
+                _tidy(self._session.generator)
         if self._session is not None:
             self._stop_jobs(self._session)
         while not self._commands.empty():
@@ -377,6 +379,15 @@ def _check(generator: Generator) -> None:
         generator.check()
     except ExltuiError as error:
         log.error("%s", error)
+        generator.table.clear()
+
+
+def _tidy(generator: Generator) -> None:
+    """Use a moment with nothing to do. If that fails, what is in the pages is not trusted any more."""
+    try:
+        generator.tidy()
+    except Exception as error:
+        log.error("pages could not be moved", exc_info=error)
         generator.table.clear()
 
 

@@ -32,6 +32,7 @@ from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewou
 from exltui.tokenizer import Tokenizer
 
 MAX_BATCH = 32
+TIDY = 16  # pages that are moved in one idle moment: a command waits so long
 MAX_SKIPS = 4  # jobs that may be admitted before one that does not fit
 WORTH = 16  # tokens: a prompt that another job is just reading is waited for, if that saves so many
 
@@ -143,6 +144,10 @@ class Generator:
         problem = self.table.problem(held)
         if problem:
             raise ExltuiError(f"the page table is damaged: {problem}", "please report it; unload the model and load it again")
+
+    def tidy(self) -> int:
+        """Bring some pages into the order of their sequences while there is nothing to do -> how many."""
+        return 0 if self.busy else self.room.tidy(TIDY)
 
     def advance(self) -> list[Event]:
         """One step -> what happened. Returns at once when there is nothing to do."""

@@ -13,6 +13,8 @@ from exltui.engine.run.pages import ROOT, Page, PageTable, chain
 from exltui.engine.run.tier import MEND, HostTier, Kept
 from exltui.errors import CheckpointError
 
+FRAGMENTED = 10  # one page in so many may lie out of order before it is worth moving any
+
 
 class PageStore(Protocol):
     """A cache of keys and values, or what stands for one in a test."""
@@ -162,6 +164,28 @@ class Room:
         for page in pages:
             self.tier.put(page)
         self.tier.trim()
+
+    def tidy(self, most: int) -> int:
+        """Bring at most ``most`` pages to where their sequences lie in order, if more than a tenth do not -> how many. For idle moments."""
+        order = self.table.layout()
+        if self.table.used or sum(index != place for place, index in enumerate(order)) * FRAGMENTED <= len(order):
+            return 0
+        moved = 0
+        for place in range(len(order)):
+            if moved == most:
+                break
+            if order[place] != place:
+                self._exchange(place, order[place])
+                order = [order[place] if index == place else index for index in order]
+                moved += 1
+        return moved
+
+    def _exchange(self, left: int, right: int) -> None:
+        for store in self.stores:
+            parts = store.read_page(left)
+            store.copy_page(right, left, PAGE)
+            store.write_page(right, parts)
+        self.table.exchange(left, right)
 
     def grow(self, track: Track, count: int) -> bool:
         """Pages for ``count`` tokens more than are computed -> whether there are enough. Those that were found stay with the track."""

@@ -161,6 +161,38 @@ class PageTable:
         for index in self._idle:
             self._forget(self.pages[index])
 
+    def layout(self) -> list[int]:
+        """The pages that hold something, in the order in which they should lie: each sequence's one behind the other."""
+        filled = [page for page in self.pages if page.tokens]
+        after: dict[bytes, list[Page]] = {}
+        for page in filled:
+            after.setdefault(page.previous, []).append(page)
+        order: list[int] = []
+        waiting = [page for page in reversed(filled) if page.previous not in self._full]
+        while waiting:
+            page = waiting.pop()
+            order.append(page.index)
+            if page.hash is not None:
+                waiting += reversed(after.get(page.hash, []))
+        return order
+
+    def exchange(self, left: int, right: int) -> None:
+        """What two idle pages held is now in each other's place."""
+        one, other = self.pages[left], self.pages[right]
+        for page in (one, other):
+            if page.tokens:
+                self._partial[page.previous].discard(page.index)
+        one.previous, one.tokens, one.hash, other.previous, other.tokens, other.hash = (
+            other.previous, other.tokens, other.hash, one.previous, one.tokens, one.hash,
+        )  # fmt: skip
+        for page in (one, other):
+            if page.tokens:
+                self._partial[page.previous].add(page.index)
+            if page.hash is not None:
+                self._full[page.hash] = page.index
+        moved = {left: right, right: left}
+        self._idle = OrderedDict((moved.get(index, index), None) for index in self._idle)
+
     def _hold(self, index: int) -> None:
         self.pages[index].users += 1
         self._idle.pop(index, None)
