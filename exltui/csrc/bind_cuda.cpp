@@ -342,6 +342,40 @@ Tensor gather_pages(const Tensor& codes, const OptionalTensor& scales, int64_t b
   return y;
 }
 
+// Rows of parameters lie in `params` as SampleRow; `lengths` with a history only.
+void sample(const Tensor& logits, const Tensor& params, const Tensor& points, const OptionalTensor& lengths, Tensor drawn,
+            const OptionalTensor& tokens) {
+  const c10::cuda::CUDAGuard guard(logits.device());
+  TORCH_CHECK(logits.is_cuda() && logits.scalar_type() == at::kFloat && logits.dim() == 2 && logits.stride(1) == 1, "sample: logits must be f32 [r, v]");
+  const int64_t rows = logits.size(0), v = logits.size(1), groups = (v + 63) / 64;
+  TORCH_CHECK(v <= 0xffffff && rows <= 65535, "sample: ", rows, " rows of ", v, " logits are too many");
+  TORCH_CHECK(params.is_cuda() && params.is_contiguous() && params.nbytes() == static_cast<size_t>(rows) * sizeof(exltui::SampleRow), "sample: a row of parameters has ", sizeof(exltui::SampleRow), " bytes");
+  TORCH_CHECK(points.is_cuda() && points.scalar_type() == at::kDouble && points.numel() == rows, "sample: points must be f64 [r]");
+  TORCH_CHECK(drawn.is_cuda() && drawn.scalar_type() == at::kDouble && drawn.is_contiguous() && drawn.numel() == 3 * rows, "sample: drawn must be f64 [r, 3]");
+  if (lengths.has_value()) check_int(*lengths, "sample", "lengths");
+  if (tokens.has_value()) check_int(*tokens, "sample", "tokens");
+  if (rows == 0) return;
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  Workspace& workspace = workspace_of(stream);
+  workspace.reserve(rows * (v + groups), rows * (4 * v + 1), logits);
+  exltui::Sample work{};
+  work.logits = static_cast<const float*>(logits.data_ptr());
+  work.stride = static_cast<int>(logits.stride(0)), work.rows = static_cast<int>(rows), work.v = static_cast<int>(v);
+  work.params = static_cast<const exltui::SampleRow*>(params.data_ptr());
+  work.points = static_cast<const double*>(points.data_ptr());
+  work.lengths = lengths.has_value() ? static_cast<const int*>(lengths->data_ptr()) : nullptr;
+  work.values = static_cast<float*>(workspace.partials.data_ptr());
+  work.maxima = work.values + rows * v;
+  int* counters = static_cast<int*>(workspace.counters.data_ptr());
+  work.counts = reinterpret_cast<unsigned long long*>(counters);
+  work.weights = reinterpret_cast<unsigned*>(counters + 2 * rows * v);
+  work.shifts = reinterpret_cast<float*>(counters + 3 * rows * v);
+  work.broken = counters + 4 * rows * v;
+  work.drawn = static_cast<double*>(drawn.data_ptr());
+  work.tokens = tokens.has_value() ? static_cast<int*>(tokens->data_ptr()) : nullptr;
+  check(exltui::sample(work, stream.stream(), device_of(logits.device().index()).overlap), "sample");
+}
+
 }  // namespace
 
 TORCH_LIBRARY(exltui_cuda, m) {
@@ -359,6 +393,7 @@ TORCH_LIBRARY(exltui_cuda, m) {
       "attend_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, int[] bits, Tensor query_start, Tensor lengths, "
       "Tensor page_table, float scale, float softcap, int window) -> Tensor");
   m.def("gather_pages(Tensor codes, Tensor? scales, int bits, Tensor page_table, int length, int d) -> Tensor");
+  m.def("sample(Tensor logits, Tensor params, Tensor points, Tensor? lengths, Tensor(a!) drawn, Tensor(b!)? tokens) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(exltui_cuda, CUDA, m) {
@@ -370,4 +405,5 @@ TORCH_LIBRARY_IMPL(exltui_cuda, CUDA, m) {
   m.impl("rope_store", &rope_store);
   m.impl("attend_decode", &attend_decode);
   m.impl("gather_pages", &gather_pages);
+  m.impl("sample", &sample);
 }

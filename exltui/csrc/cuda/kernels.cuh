@@ -189,4 +189,52 @@ struct GateUp {
 };
 cudaError_t gate_up(const GateUp& work, cudaStream_t stream);
 
+// ---- sampling: a token for each row of logits
+
+constexpr int kMaxRules = 16;
+constexpr int kSampleExcluded = -1;  // no token is allowed
+constexpr int kSampleBroken = -2;    // a logit is NaN or infinite
+constexpr int kSampleTooMany = -3;   // a stage needs the order of more tokens than fit: the CPU draws
+
+struct SampleRule {
+  int stage;
+  float a, b, c;
+};
+
+// One row's parameters, in the GPU's memory; engine/ops/cuda_sample.py writes it.
+struct SampleRow {
+  const int* mask;      // bit id % 32 of word id / 32: the token is allowed; or null
+  const int* spared;    // [spared_count] sorted ids that XTC leaves alone
+  const int* shifted;   // [shift_count] ids, each once, and what is added to their logits
+  const float* shifts;
+  const int* seen;      // [seen_count] ids that the penalties hit, each once
+  const float* weights; // how much of repetition and presence each takes
+  const float* counts;  // how often each occurred
+  int* history;         // the sequence's tokens, which say what was seen; the token that is drawn is added to them. Or null
+  int active;           // 0: the row is left alone
+  int width;            // ids that exist
+  int rule_count, spared_count, shift_count, seen_count;
+  int penalises;        // penalties change something
+  int range, decay;     // of penalties from the history; range < 0: all of it
+  float repetition, presence, frequency;
+  SampleRule rules[kMaxRules];
+};
+
+struct Sample {
+  const float* logits;           // [rows, v], rows `stride` values apart
+  int stride, rows, v;
+  const SampleRow* params;       // [rows]
+  const double* points;          // [rows] in [0, 1)
+  const int* lengths;            // [rows] tokens in the history, or null
+  float* values;                 // [rows, v] scratch
+  float* maxima;                 // [rows, groups of 64] scratch
+  unsigned long long* counts;    // [rows, v] zero before and after, as the next three
+  unsigned* weights;             // [rows, v]
+  float* shifts;                 // [rows, v]
+  int* broken;                   // [rows]
+  double* drawn;                 // [rows, 3]: token or one of the above, its probability, that before adaptive-p
+  int* tokens;                   // [rows] the token once more, or null
+};
+cudaError_t sample(const Sample& work, cudaStream_t stream, bool overlap);
+
 }  // namespace exltui

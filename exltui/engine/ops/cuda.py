@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exltui.engine.ops import references
+from exltui.engine.ops import cuda_sample, references
 from exltui.engine.ops.cuda_layout import DENSE_BITS, TILE, Packed
 from exltui.engine.ops.references import expect
 from exltui.engine.ops.table import register_native
@@ -34,7 +34,7 @@ _native: Any = torch.ops.exltui_cuda  # its operators are looked up at their fir
 
 def enter() -> None:
     """Enter the rows of the extension, which is loaded, in the table."""
-    for function in (embed, norm_linear, linear_add, norm_gate_up, norm_head, rope_store, attend):
+    for function in (embed, norm_linear, linear_add, norm_gate_up, norm_head, rope_store, attend, cuda_sample.sample):
         register_native("cuda", function.__name__, function)
 
 

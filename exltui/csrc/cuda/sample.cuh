@@ -1,0 +1,571 @@
+// The parts of `draw` (sample.cu): sorting and adding in a block, cuts in a row that is not sorted, rules on a list that is.
+#pragma once
+
+#include "arch.cuh"
+#include "kernels.cuh"
+
+namespace exltui {
+
+using u64 = unsigned long long;
+
+constexpr int kGroup = 64;          // logits whose maximum is kept
+constexpr int kDrawThreads = 512;
+constexpr int kCandidates = 1024;   // that are sorted in shared memory
+constexpr int kBins = 256;
+constexpr float kWhole = 1099511627776.0f;  // 2^40: a weight of 1
+constexpr float kLeastOthers = 1e-9f;       // XTC_LEAST of engine/ops/sample.py
+
+// In the order of STAGES in engine/ops/sample.py.
+enum Stage : int { kTopNSigma, kSmoothing, kTemperature, kTopK, kTopP, kTopA, kMinP, kTailFree, kTypical, kMirostat, kDynamic, kXtc, kAdaptive, kSkew };
+
+struct Shared {
+  u64 keys[kCandidates];  // of candidates: the larger, the likelier; equal log-weights by id
+  u64 sums[kCandidates];
+  float z[kCandidates];   // log-weights of the sorted list, the largest first and 0
+  float prior[kCandidates];
+  int id[kCandidates];
+  unsigned low[kBins], high[kBins], items[kBins];  // a histogram of 64-bit weights in halves, and of items
+  u64 scratch[kDrawThreads / kWarp];
+  SampleRule rules[kMaxRules];
+  SampleRule chain[kMaxRules];  // the changes of log-weights so far, while the row is not sorted
+  u64 picked, rank;
+  int found;
+};
+
+struct Draw {
+  Shared& shared;
+  const SampleRow& row;
+  const float* values;  // [v] logits that count
+  const float* maxima;  // [groups]
+  int v, groups;
+  float largest;
+  double point;
+  int count = 0;       // tokens that are left
+  int next = 0;        // the first rule that is not applied yet
+  int chained = 0;
+  u64 least = 0;       // of the keys that are left, while the row is not sorted
+  bool adapted = false;
+};
+
+struct Drawn {
+  int token;
+  double probability, prior;
+};
+
+// ---- keys and weights
+
+__device__ __forceinline__ u64 key_of(float z, int id) {
+  const unsigned bits = __float_as_uint(z + 0.0f);
+  return static_cast<u64>(bits & 0x80000000u ? ~bits : bits | 0x80000000u) << 24 | static_cast<u64>(0xffffff - id);
+}
+__device__ __forceinline__ float z_of(u64 key) {
+  const unsigned bits = static_cast<unsigned>(key >> 24);
+  return __uint_as_float(bits & 0x80000000u ? bits ^ 0x80000000u : ~bits);
+}
+__device__ __forceinline__ int id_of(u64 key) { return 0xffffff - static_cast<int>(key & 0xffffff); }
+__device__ __forceinline__ u64 mass_of(float z) { return __float2ull_rn(expf(z) * kWhole); }
+
+// ---- what all threads of a block do together
+
+template <typename T, typename Join>
+__device__ T over_block(Shared& s, T value, Join join) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = join(value, shuffle_xor(value, mask));
+  __syncthreads();
+  T* parts = reinterpret_cast<T*>(s.scratch);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = parts[0];
+  for (int i = 1; i < kDrawThreads / kWarp; ++i) value = join(value, parts[i]);
+  return value;
+}
+
+template <typename T>
+__device__ T sum_over_block(Shared& s, T value) {
+  return over_block(s, value, [](T a, T b) { return a + b; });
+}
+
+// sums[i] = value(0) + .. + value(i) for i < n <= kCandidates -> the last of them.
+template <typename Value>
+__device__ u64 prefix(Shared& s, int n, Value value) {
+  constexpr int kEach = kCandidates / kDrawThreads;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  u64 mine[kEach], total = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int i = threadIdx.x * kEach + j;
+    mine[j] = total += i < n ? value(i) : 0;
+  }
+  u64 before = total;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const u64 other = shuffle(before, max(lane - step, 0));
+    if (lane >= step) before += other;
+  }
+  __syncthreads();
+  if (lane == kWarp - 1) s.scratch[warp] = before;
+  __syncthreads();
+  u64 whole = 0;
+  before -= total;
+  for (int i = 0; i < kDrawThreads / kWarp; ++i) {
+    if (i < warp) before += s.scratch[i];
+    whole += s.scratch[i];
+  }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int i = threadIdx.x * kEach + j;
+    if (i < n) s.sums[i] = before + mine[j];
+  }
+  __syncthreads();
+  return whole;
+}
+
+// keys[0 .. n) from the largest down (bitonic).
+__device__ __noinline__ inline void sort_keys(Shared& s, int n) {
+  int size = 1;
+  while (size < n) size *= 2;
+  for (int i = n + threadIdx.x; i < size; i += kDrawThreads) s.keys[i] = 0;
+  __syncthreads();
+  for (int width = 2; width <= size; width *= 2) {
+    for (int stride = width / 2; stride > 0; stride /= 2) {
+      for (int i = threadIdx.x; i < size / 2; i += kDrawThreads) {
+        const int a = 2 * i - (i & (stride - 1)), b = a + stride;
+        const u64 left = s.keys[a], right = s.keys[b];
+        if ((left < right) == ((a & width) == 0)) s.keys[a] = right, s.keys[b] = left;
+      }
+      __syncthreads();
+    }
+  }
+}
+
+struct Selected {
+  u64 key, rank;  // of the item, and how many items reach its key
+};
+
+// The item at which the masses of items, added from the largest key down, reach `target` (at least 1). ``item(i, key, mass)`` says
+// whether i counts. Bins are a quarter of a log-weight wide, then a 1024th, then bytes of the key, until a bin can be sorted.
+template <typename Item>
+__device__ Selected select(Shared& s, int n, u64 target, Item item) {
+  int chosen[9];
+  u64 above = 0;
+  for (int level = 0; level < 9; ++level) {
+    const auto bin_at = [&](int l, u64 key) {
+      const float far = -z_of(key) * 4.0f;
+      if (l == 0) return static_cast<int>(fminf(far, kBins - 1));
+      if (l == 1) return static_cast<int>(fminf((far - static_cast<float>(chosen[0])) * 256.0f, kBins - 1));
+      return kBins - 1 - static_cast<int>(key >> (8 * (8 - l)) & 255);
+    };
+    const auto inside = [&](u64 key) {
+      bool same = true;
+      for (int l = 0; l < level && same; ++l) same = bin_at(l, key) == chosen[l];
+      return same;
+    };
+    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) s.low[i] = s.high[i] = s.items[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kDrawThreads) {
+      u64 key, mass;
+      if (!item(i, key, mass) || !inside(key)) continue;
+      const int bin = bin_at(level, key);
+      const unsigned part = static_cast<unsigned>(mass), old = atomicAdd(&s.low[bin], part);
+      const unsigned rest = static_cast<unsigned>(mass >> 32) + (old + part < old);
+      if (rest != 0) atomicAdd(&s.high[bin], rest);
+      atomicAdd(&s.items[bin], 1u);
+    }
+    __syncthreads();
+    const u64 whole = prefix(s, kBins, [&](int i) { return static_cast<u64>(s.high[i]) << 32 | s.low[i]; });
+    if (target > whole) target = whole;  // of rounding
+    int bin = 0, before = 0;
+    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) {
+      if (s.sums[i] < target) ++bin, before += static_cast<int>(s.items[i]);
+    }
+    bin = sum_over_block(s, bin), before = sum_over_block(s, before);
+    if (bin > 0) target -= s.sums[bin - 1];
+    above += static_cast<u64>(before);
+    chosen[level] = bin;
+    if (s.items[bin] > kCandidates && level < 8) {
+      __syncthreads();
+      continue;
+    }
+    const int count = static_cast<int>(s.items[bin]);
+    ++level;
+    if (threadIdx.x == 0) s.found = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kDrawThreads) {
+      u64 key, mass;
+      if (item(i, key, mass) && inside(key)) s.keys[atomicAdd(&s.found, 1)] = key;
+    }
+    __syncthreads();
+    sort_keys(s, count);
+    prefix(s, count, [&](int i) {
+      u64 key = s.keys[i], mass = 0;
+      item(id_of(key), key, mass);
+      return mass;
+    });
+    for (int i = threadIdx.x; i < count; i += kDrawThreads) {
+      if (s.sums[i] >= target && (i == 0 || s.sums[i - 1] < target)) s.picked = s.keys[i], s.rank = above + static_cast<u64>(i) + 1;
+    }
+    __syncthreads();
+    break;
+  }
+  return {s.picked, s.rank};
+}
+
+// ---- a row that is not sorted: only its tokens with a key of at least `least` are left, their log-weights changed by the chain
+
+__device__ __forceinline__ float changed(const Draw& draw, float z) {
+  for (int i = 0; i < draw.chained; ++i) {
+    const SampleRule& rule = draw.shared.chain[i];
+    z = rule.stage == kSmoothing ? -rule.a * z * z : z / rule.a;
+  }
+  return z;
+}
+
+template <typename Use>
+__device__ void each_left(const Draw& draw, Use use) {
+  for (int i = threadIdx.x; i < draw.v; i += kDrawThreads) {
+    const float value = draw.values[i];
+    if (value == -INFINITY) continue;
+    const u64 key = key_of(value - draw.largest, i);
+    if (key >= draw.least) use(key, changed(draw, z_of(key)));
+  }
+}
+
+__device__ __noinline__ inline u64 mass_left(const Draw& draw) {
+  u64 mine = 0;
+  each_left(draw, [&](u64, float z) { mine += mass_of(z); });
+  return sum_over_block(draw.shared, mine);
+}
+
+
+__device__ __noinline__ inline Selected select_left(const Draw& draw, u64 target, bool weighed) {
+  return select(draw.shared, draw.v, target, [&](int i, u64& key, u64& mass) {
+    const float value = draw.values[i];
+    if (value == -INFINITY) return false;
+    key = key_of(value - draw.largest, i);
+    mass = weighed ? mass_of(changed(draw, z_of(key))) : 1;
+    return key >= draw.least;
+  });
+}
+
+__device__ inline void keep_first(Draw& draw, u64 target, bool weighed) {
+  const Selected last = select_left(draw, target < 1 ? 1 : target, weighed);
+  draw.least = last.key, draw.count = static_cast<int>(last.rank);
+}
+
+// Keep the tokens whose log-weight is at least `bound`; where it is more than any, the likeliest.
+__device__ __noinline__ inline void keep_above(Draw& draw, float bound) {
+  if (bound > 0.0f) return keep_first(draw, 1, false);
+  int count = 0;
+  u64 least = ~0ull;
+  each_left(draw, [&](u64 key, float z) {
+    if (z < bound) return;
+    ++count;
+    least = key < least ? key : least;
+  });
+  draw.count = sum_over_block(draw.shared, count);
+  draw.least = over_block(draw.shared, least, [](u64 a, u64 b) { return a < b ? a : b; });
+}
+
+__device__ inline void change(Draw& draw, const SampleRule& rule) {
+  if (threadIdx.x == 0) draw.shared.chain[draw.chained] = rule;
+  ++draw.chained;
+  __syncthreads();
+}
+
+__device__ inline float dynamic_temperature(const SampleRule& rule, double entropy, int count) {
+  const double share = fmin(fmax(entropy / log(static_cast<double>(count)), 0.0), 1.0);
+  return static_cast<float>(fmax(rule.a + (rule.b - rule.a) * pow(share, static_cast<double>(rule.c)), 0.01));
+}
+
+// Sort what is left into the list.
+__device__ __noinline__ inline void fill(Draw& draw) {
+  Shared& s = draw.shared;
+  sort_keys(s, draw.count);
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) s.z[i] = changed(draw, z_of(s.keys[i])), s.id[i] = id_of(s.keys[i]);
+  __syncthreads();
+}
+
+__device__ inline void gather_left(Draw& draw) {
+  Shared& s = draw.shared;
+  if (threadIdx.x == 0) s.found = 0;
+  __syncthreads();
+  each_left(draw, [&](u64 key, float) { s.keys[atomicAdd(&s.found, 1)] = key; });
+  __syncthreads();
+  fill(draw);
+}
+
+// Apply rules until the rest can be sorted, or all -> false where one needs the order of too many.
+__device__ inline bool cut_down(Draw& draw) {
+  for (; draw.next < draw.row.rule_count && draw.count > kCandidates; ++draw.next) {
+    const SampleRule rule = draw.shared.rules[draw.next];
+    switch (rule.stage) {
+      case kTemperature:
+      case kSmoothing: change(draw, rule); break;
+      case kTopK:
+        if (rule.a < static_cast<float>(draw.count)) keep_first(draw, static_cast<u64>(rule.a), false);
+        break;
+      case kTopP: keep_first(draw, static_cast<u64>(ceil(static_cast<double>(rule.a) * static_cast<double>(mass_left(draw)))), true); break;
+      case kTopA: keep_above(draw, logf(rule.a) - logf(static_cast<float>(mass_left(draw)) / kWhole)); break;
+      case kMinP: keep_above(draw, logf(rule.a)); break;
+      case kMirostat: keep_above(draw, -rule.a * 0.693147181f + logf(static_cast<float>(mass_left(draw)) / kWhole)); break;
+      case kTopNSigma: {
+        double sum = 0.0, square = 0.0;
+        each_left(draw, [&](u64, float z) { sum += z; });
+        const double mean = sum_over_block(draw.shared, sum) / draw.count;
+        each_left(draw, [&](u64, float z) { square += (z - mean) * (z - mean); });
+        keep_above(draw, static_cast<float>(-rule.a * sqrt(sum_over_block(draw.shared, square) / draw.count)));
+        break;
+      }
+      case kDynamic: {
+        const double total = static_cast<double>(mass_left(draw)) / kWhole;
+        double sum = 0.0;
+        each_left(draw, [&](u64, float z) { sum += z < -80.0f ? 0.0 : expf(z) * z; });
+        const double entropy = log(total) - sum_over_block(draw.shared, sum) / total;
+        change(draw, {kTemperature, dynamic_temperature(rule, entropy, draw.count), 0.0f, 0.0f});
+        break;
+      }
+      case kSkew: break;
+      default: return false;
+    }
+  }
+  if (draw.count <= kCandidates) gather_left(draw);
+  return true;
+}
+
+__device__ inline double point_of(const Draw& draw) {
+  double point = draw.point;
+  for (int i = 0; i < draw.row.rule_count; ++i) {
+    if (draw.shared.rules[i].stage == kSkew) point = pow(point, exp(-static_cast<double>(draw.shared.rules[i].a)));
+  }
+  return point;
+}
+
+__device__ inline Drawn draw_from_row(const Draw& draw) {
+  const u64 total = mass_left(draw);
+  const u64 key = select_left(draw, static_cast<u64>(point_of(draw) * static_cast<double>(total)) + 1, true).key;
+  const double probability = static_cast<double>(mass_of(changed(draw, z_of(key)))) / static_cast<double>(total);
+  return {id_of(key), probability, probability};
+}
+
+// ---- a sorted list of draw.count tokens
+
+__device__ __noinline__ inline u64 mass_of_list(const Draw& draw) {
+  Shared& s = draw.shared;
+  return prefix(s, draw.count, [&](int i) { return mass_of(s.z[i]); });
+}
+
+// Count how many of the first satisfy `stays`, which no later one does; at least 1.
+template <typename Stays>
+__device__ void shrink(Draw& draw, Stays stays) {
+  int count = 0;
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) count += stays(i) ? 1 : 0;
+  draw.count = max(sum_over_block(draw.shared, count), 1);
+}
+
+template <typename Value>
+__device__ double sum_list(const Draw& draw, Value value) {
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) sum += value(i);
+  return sum_over_block(draw.shared, sum);
+}
+
+__device__ inline double entropy_of(const Draw& draw, double total) {
+  const Shared& s = draw.shared;
+  return log(total) - sum_list(draw, [&](int i) { return s.z[i] < -80.0f ? 0.0 : static_cast<double>(expf(s.z[i])) * s.z[i]; }) / total;
+}
+
+// New log-weights, of which -infinity leaves the list: sort again, with the largest 0.
+template <typename Change>
+__device__ void reorder(Draw& draw, Change weight) {
+  Shared& s = draw.shared;
+  float top = -INFINITY, mine[kCandidates / kDrawThreads], priors[kCandidates / kDrawThreads];
+  int ids[kCandidates / kDrawThreads], left = 0;
+#pragma unroll
+  for (int j = 0; j < kCandidates / kDrawThreads; ++j) {
+    const int i = threadIdx.x + j * kDrawThreads;
+    mine[j] = i < draw.count ? weight(i) : -INFINITY;
+    priors[j] = s.prior[i], ids[j] = i < draw.count ? s.id[i] : 0;
+    left += mine[j] > -INFINITY;
+    top = fmaxf(top, mine[j]);
+  }
+  top = over_block(s, top, [](float a, float b) { return fmaxf(a, b); });
+  left = sum_over_block(s, left);
+  if (threadIdx.x == 0) s.found = 0;
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kCandidates / kDrawThreads; ++j) {
+    if (mine[j] == -INFINITY) continue;
+    s.keys[atomicAdd(&s.found, 1)] = key_of(mine[j] - top, ids[j]);
+  }
+  __syncthreads();
+  draw.count = left;
+  sort_keys(s, left);
+  for (int i = threadIdx.x; i < left; i += kDrawThreads) s.z[i] = z_of(s.keys[i]), s.id[i] = id_of(s.keys[i]);
+  __syncthreads();
+  if (!draw.adapted) return;
+#pragma unroll
+  for (int j = 0; j < kCandidates / kDrawThreads; ++j) {  // each prior goes where its token went
+    if (mine[j] == -INFINITY) continue;
+    const u64 key = key_of(mine[j] - top, ids[j]);
+    int low = 0, high = left - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (s.keys[middle] > key) low = middle + 1;
+      else high = middle;
+    }
+    s.prior[low] = priors[j];
+  }
+  __syncthreads();
+}
+
+__device__ inline void tail_free(Draw& draw, float z) {
+  Shared& s = draw.shared;
+  const int n = draw.count - 2;
+  if (n < 1) return;
+  const auto weight = [&](int i) { return static_cast<double>(expf(s.z[i])); };
+  const auto second = [&](int i) {
+    return static_cast<u64>(fabs((weight(i) - weight(i + 1)) - (weight(i + 1) - weight(i + 2))) * kWhole);
+  };
+  const u64 total = prefix(s, n, second);
+  if (total == 0) return;
+  const double bound = static_cast<double>(z) * static_cast<double>(total);
+  int count = 0;
+  for (int i = threadIdx.x; i < n; i += kDrawThreads) count += static_cast<double>(s.sums[i]) <= bound;
+  draw.count = 1 + sum_over_block(s, count);
+}
+
+// By nearness of the surprise to the entropy, the likelier first of equal ones.
+__device__ inline void typical(Draw& draw, float p) {
+  Shared& s = draw.shared;
+  const u64 whole = mass_of_list(draw);
+  const double total = static_cast<double>(whole) / kWhole, entropy = entropy_of(draw, total), log_total = log(total);
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) {
+    const double far = fabs(log_total - s.z[i] - entropy);
+    s.keys[i] = key_of(static_cast<float>(-far), i);
+  }
+  __syncthreads();
+  sort_keys(s, draw.count);
+  prefix(s, draw.count, [&](int i) { return mass_of(s.z[id_of(s.keys[i])]); });
+  const double bound = static_cast<double>(p) * static_cast<double>(whole);
+  const int n = draw.count;
+  bool stays[kCandidates / kDrawThreads];
+  int places[kCandidates / kDrawThreads];
+#pragma unroll
+  for (int j = 0; j < kCandidates / kDrawThreads; ++j) {
+    const int i = threadIdx.x + j * kDrawThreads;
+    stays[j] = i < n && (i == 0 || static_cast<double>(s.sums[i - 1]) < bound);
+    places[j] = i < n ? id_of(s.keys[i]) : 0;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kCandidates / kDrawThreads; ++j) {  // what goes is marked by its sum
+    if (threadIdx.x + j * kDrawThreads < n) s.sums[places[j]] = stays[j] ? 1 : 0;
+  }
+  __syncthreads();
+  reorder(draw, [&](int i) { return s.sums[i] ? s.z[i] : -INFINITY; });
+}
+
+__device__ inline bool spared(const SampleRow& row, int id) {
+  int low = 0, high = row.spared_count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (row.spared[middle] < id) low = middle + 1;
+    else high = middle;
+  }
+  return low < row.spared_count && row.spared[low] == id;
+}
+
+// Each of the best but the least likely is left out with probability a; what that takes from them goes to the others in proportion.
+__device__ inline void exclude_top(Draw& draw, const SampleRule& rule) {
+  Shared& s = draw.shared;
+  const u64 total = mass_of_list(draw);
+  const float bound = static_cast<float>(rule.b * (static_cast<double>(total) / kWhole));
+  const auto best = [&](int i) { return expf(s.z[i]) >= bound && !spared(draw.row, s.id[i]); };
+  int last = -1;
+  u64 mass = 0;
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) {
+    if (best(i)) last = i;
+  }
+  last = over_block(s, last, [](int a, int b) { return max(a, b); });
+  for (int i = threadIdx.x; i < last; i += kDrawThreads) mass += best(i) ? mass_of(s.z[i]) : 0;
+  mass = sum_over_block(s, mass);
+  const u64 others = total - mass;
+  if (mass == 0 || static_cast<double>(others) < kLeastOthers * static_cast<double>(total)) return;
+  const float less = rule.a >= 1.0f ? -INFINITY : log1pf(-rule.a);
+  const float more = log1pf(rule.a * static_cast<float>(static_cast<double>(mass) / static_cast<double>(others)));
+  reorder(draw, [&](int i) { return s.z[i] + (i < last && best(i) ? less : more); });
+}
+
+__device__ inline void adapt(Draw& draw, float target) {
+  Shared& s = draw.shared;
+  const u64 total = mass_of_list(draw);
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) {
+    s.prior[i] = static_cast<float>(expf(s.z[i]) / (static_cast<double>(total) / kWhole));
+  }
+  __syncthreads();
+  draw.adapted = true;
+  reorder(draw, [&](int i) {
+    const float far = fabsf(s.prior[i] - target) / 0.3f;
+    return -10.0f * far * far / (1.0f + far);
+  });
+}
+
+template <typename Change>
+__device__ void each_listed(Draw& draw, Change change) {
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) draw.shared.z[i] = change(draw.shared.z[i]);
+  __syncthreads();
+}
+
+__device__ inline void apply(Draw& draw, const SampleRule& rule) {
+  Shared& s = draw.shared;
+  const auto total = [&] { return static_cast<double>(mass_of_list(draw)); };
+  switch (rule.stage) {
+    case kTopNSigma: {
+      const double mean = sum_list(draw, [&](int i) { return static_cast<double>(s.z[i]); }) / draw.count;
+      const double square = sum_list(draw, [&](int i) { return (s.z[i] - mean) * (s.z[i] - mean); });
+      const double bound = -rule.a * sqrt(square / draw.count);
+      return shrink(draw, [&](int i) { return s.z[i] >= bound; });
+    }
+    case kSmoothing: return each_listed(draw, [&](float z) { return -rule.a * z * z; });
+    case kTemperature: return each_listed(draw, [&](float z) { return z / rule.a; });
+    case kTopK: draw.count = min(draw.count, max(static_cast<int>(rule.a), 1)); return;
+    case kTopP: {
+      const double bound = rule.a * total();
+      return shrink(draw, [&](int i) { return i == 0 || static_cast<double>(s.sums[i - 1]) < bound; });
+    }
+    case kTopA: {
+      const float bound = static_cast<float>(rule.a / (total() / kWhole));
+      return shrink(draw, [&](int i) { return expf(s.z[i]) >= bound; });
+    }
+    case kMinP: return shrink(draw, [&](int i) { return expf(s.z[i]) >= rule.a; });
+    case kTailFree: return tail_free(draw, rule.a);
+    case kTypical: return typical(draw, rule.a);
+    case kMirostat: {
+      const float bound = static_cast<float>(exp2(-static_cast<double>(rule.a)) * (total() / kWhole));
+      return shrink(draw, [&](int i) { return expf(s.z[i]) >= bound; });
+    }
+    case kDynamic: {
+      const float temperature = dynamic_temperature(rule, entropy_of(draw, total() / kWhole), draw.count);
+      return each_listed(draw, [&](float z) { return z / temperature; });
+    }
+    case kXtc: return exclude_top(draw, rule);
+    case kAdaptive: return adapt(draw, rule.a);
+    default: return;
+  }
+}
+
+__device__ inline Drawn draw_from_list(Draw& draw) {
+  Shared& s = draw.shared;
+  for (; draw.next < draw.row.rule_count && draw.count > 1; ++draw.next) apply(draw, s.rules[draw.next]);
+  const u64 total = mass_of_list(draw);
+  const u64 target = static_cast<u64>(point_of(draw) * static_cast<double>(total));
+  int below = 0;
+  for (int i = threadIdx.x; i < draw.count; i += kDrawThreads) below += s.sums[i] <= target;
+  below = min(sum_over_block(s, below), draw.count - 1);
+  while (below > 0 && s.sums[below] == s.sums[below - 1]) --below;  // what weighs nothing is not drawn
+  const double probability = static_cast<double>(mass_of(s.z[below])) / static_cast<double>(total);
+  bool aimed = false;
+  for (int i = 0; i < draw.row.rule_count; ++i) aimed |= s.rules[i].stage == kAdaptive;
+  return {s.id[below], probability, !aimed ? probability : draw.adapted ? static_cast<double>(s.prior[below]) : 1.0};
+}
+
+}  // namespace exltui

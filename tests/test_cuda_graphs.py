@@ -1,0 +1,81 @@
+"""Whole decode steps as CUDA graphs: every batch size, every cache mode, against the same model on the CPU, and record-and-verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import load, make
+
+from exltui.engine.convert.rtn import write_exl2
+from exltui.engine.model.loading import Model
+from exltui.engine.ops.table import OPS, nmse, recording, verify
+from exltui.engine.run.cache import KVCache, parse_cache_mode
+from exltui.engine.run.runner import Runner
+from exltui.engine.run.step import Sequence, Step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SHAPE = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "vocab_size": 512}
+LENGTHS = (1, 5, 255, 256, 257, 300)  # of what is there before the step, in turn
+HALF = 1e-4  # f16 between the rows of three layers
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make("Llama", folder / "plain", **SHAPE)
+    write_exl2(folder / "plain", folder / "exl2", 4.5, 6)
+    return folder
+
+
+def history(index: int) -> list[int]:
+    g = torch.Generator().manual_seed(index)
+    return torch.randint(0, SHAPE["vocab_size"], (LENGTHS[index % len(LENGTHS)] + 2,), generator=g).tolist()
+
+
+def step_of(model: Model, cache_mode: str, batch: int, *, whole: bool = True) -> torch.Tensor:
+    """[batch, v]: prompts of several lengths, then two steps that decode; the logits of the last. ``whole``: by a graph, on a GPU."""
+    runner = Runner(model, KVCache(model.spec, 2 * batch, parse_cache_mode(cache_mode), model.device))
+    if not whole:
+        runner._graphs = None
+    for i in range(batch):
+        ids = history(i)
+        runner.step(Step.build([Sequence(ids[:-2], 0, [2 * i + 1, 2 * i])], model.device))
+    for back in (2, 1):
+        sequences = [Sequence([ids[-back]], len(ids) - back, [2 * i + 1, 2 * i]) for i in range(batch) if (ids := history(i))]
+        logits = runner.step(Step.build(sequences, model.device))
+    return logits.cpu()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 17, 32])
+@pytest.mark.parametrize("form", ["plain", "exl2"])
+def test_a_graph_computes_what_the_cpu_computes(directory: Path, form: str, batch: int) -> None:
+    model = load(directory / form, device="cuda:0")
+    got = step_of(model, "fp16", batch)
+    assert torch.equal(got, step_of(model, "fp16", batch)), "two runs differ"
+    assert nmse(got, step_of(model, "fp16", batch, whole=False)) < 1e-6
+    assert nmse(got, step_of(load(directory / form), "fp16", batch)) < HALF
+
+
+@pytest.mark.parametrize("mode", ["fp16", "q8", "q6", "q4"])
+def test_a_cache_mode_is_the_same_on_both(directory: Path, mode: str) -> None:
+    """Both quantise the same keys and values; a code at the edge may fall to the other side, so the bound is wider below 16 bits."""
+    got = step_of(load(directory / "exl2", device="cuda:0"), mode, 6)
+    bound = HALF if mode == "fp16" else 2e-3
+    assert nmse(got, step_of(load(directory / "exl2"), mode, 6)) < bound
+
+
+@pytest.mark.parametrize("form", ["plain", "exl2"])
+def test_every_row_of_a_model_verifies(directory: Path, form: str) -> None:
+    model = load(directory / form, device="cuda:0")
+    runner = Runner(model, KVCache(model.spec, 2, (16, 16), model.device))
+    calls: list = []
+    with recording(model.ops, calls):
+        for a, b in ((0, 100), (100, 104), (104, 105)):
+            ids = history(5)[a:b]
+            packet = Step.build([Sequence(ids, a, [1, 0])], model.device)
+            model.decoder.forward(packet.tokens, packet.batch, runner.cache.layers, packet.logit_rows)
+    errors = verify(calls)
+    assert {"embed", "norm_linear", "rope_store", "attend", "linear_add", "norm_gate_up", "norm_head"} <= set(errors)
+    assert all(error <= OPS[op].nmse for op, error in errors.items()), errors
