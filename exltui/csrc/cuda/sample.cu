@@ -6,7 +6,7 @@
 // more than kCandidates tokens remain, cuts that keep the likeliest and the draw itself are found in the unsorted row by histograms of
 // weights; stages that need the order of all of them then leave the row to the CPU (kSampleTooMany). Weights are summed as multiples of
 // 2^-40 of the largest, so a result does not depend on the order of the threads.
-#include "sample.cuh"
+#include "sample_list.cuh"
 
 namespace exltui {
 namespace {
