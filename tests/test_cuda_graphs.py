@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import load, make
 
 from exltui.engine.convert.rtn import write_exl2
+from exltui.engine.generate.generator import Generator
 from exltui.engine.model.loading import Model
 from exltui.engine.ops.table import OPS, nmse, recording, verify
 from exltui.engine.run.cache import KVCache, parse_cache_mode
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
+from exltui.protocol import Done, JobSpec, Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "vocab_size": 512}
@@ -79,3 +83,59 @@ def test_every_row_of_a_model_verifies(directory: Path, form: str) -> None:
     errors = verify(calls)
     assert {"embed", "norm_linear", "rope_store", "attend", "linear_add", "norm_gate_up", "norm_head"} <= set(errors)
     assert all(error <= OPS[op].nmse for op, error in errors.items()), errors
+
+
+# ── one step ahead ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replies(directory: Path, specs: list[JobSpec], *, ahead: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What each job says, with steps launched ahead or in turn."""
+    model = load(directory / "exl2", device="cuda:0")
+    runner = Runner(model, KVCache(model.spec, 60, (16, 16), model.device))
+    if not ahead:
+        runner.launch = lambda places: None  # type: ignore[method-assign]
+    generator = Generator(runner, tokenizer(), 1000, 256)
+    events = []
+    for spec in specs:
+        events += generator.submit(spec)
+        events += generator.advance()
+        events += generator.advance()
+    while generator.busy:
+        events += generator.advance()
+    generator.check()
+    return {event.id: (event.token_ids, event.stats.stop_reason) for event in events if isinstance(event, Done)}
+
+
+def tokenizer() -> Any:
+    size = SHAPE["vocab_size"]
+    texts = [chr(0x4E00 + i) for i in range(size)]
+    return SimpleNamespace(
+        eos_ids=frozenset({2}), adds_bos=False, size=size, texts=texts, special_ids=frozenset({2}),
+        decode=lambda ids: "".join(texts[i] for i in ids), ids_with=lambda characters: frozenset({2}),
+    )  # fmt: skip
+
+
+SETTINGS = [
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.0, token_repetition_penalty=1.3, token_repetition_range=20),
+    Sampling(seed=1),
+    Sampling(seed=2, token_frequency_penalty=0.2, token_presence_penalty=0.1, token_repetition_decay=9, token_repetition_range=7),
+    Sampling(seed=3, top_k=0, top_p=1.0, min_p=0.0, temperature=1.3),
+    Sampling(seed=4, typical=0.9, xtc_probability=0.5, skew=0.3, max_temp=1.5, min_temp=0.5),
+    Sampling(seed=5, mirostat=True),
+]
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [3], [4], [5], [0, 1, 2], list(range(7)), [0, 0, 2, 3, 5] * 6])
+def test_a_reply_is_the_same_one_step_ahead(directory: Path, chosen: list[int]) -> None:
+    specs = [
+        JobSpec(
+            f"j{i}",
+            prompt_ids=tuple(history(i)[:80]),
+            sampling=SETTINGS[which],
+            max_new_tokens=20 + 13 * (i % 5),
+            stop_strings=(chr(0x4E00 + 7),) if i % 3 == 2 else (),
+        )
+        for i, which in enumerate(chosen)
+    ]
+    assert replies(directory, specs, ahead=True) == replies(directory, specs, ahead=False)

@@ -17,8 +17,8 @@ from test_sampling import SHAPES, expected, off, random_logits
 
 from exltui.engine.generate.sampling import Sampler, bits
 from exltui.engine.ops import OPS, bind, cpu
-from exltui.engine.ops.cuda_sample import History, upload
-from exltui.engine.ops.sample import EXCLUDED, Rule, SampleParams, distribution, sample
+from exltui.engine.ops.cuda_sample import upload
+from exltui.engine.ops.sample import EXCLUDED, Rule, SampleParams, Tally, distribution, sample
 from exltui.errors import ModelError, ShapeError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -176,7 +176,7 @@ def test_penalties_are_those_of_the_formulas(window: int, decay: int, repetition
     )
     picks = np.random.default_rng(3)
     tokens = picks.integers(0, 70, 40).tolist()
-    given = upload([SampleParams((Rule("top_k", 1),))], 70, DEVICE, [History(tokens, 30, window, decay, repetition, presence, frequency)])
+    given = upload([SampleParams((Rule("top_k", 1),))], 70, DEVICE, [Tally(tokens, 30, window, decay, repetition, presence, frequency)])
     drawn = torch.empty(1, 3, dtype=torch.float64, device=DEVICE)
     sampler = Sampler(s, width=70)
     for step in range(30):

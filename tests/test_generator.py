@@ -107,10 +107,11 @@ orders = st.lists(st.one_of(jobs, st.integers(1, 9), st.tuples(st.just("cancel")
 
 
 @settings(max_examples=120, deadline=None)
-@given(orders=orders, pages=st.integers(10, 20), chunk=st.sampled_from([1, 5, 64]))
-def test_any_schedule_gives_every_job_what_it_gets_alone(orders: list, pages: int, chunk: int) -> None:
+@given(orders=orders, pages=st.integers(10, 20), chunk=st.sampled_from([1, 5, 64]), ahead=st.booleans(), too_many=st.booleans())
+def test_any_schedule_gives_every_job_what_it_gets_alone(orders: list, pages: int, chunk: int, ahead: bool, too_many: bool) -> None:
     context = 8 * SIZE
-    generator = toy_generator(pages, context, chunk)
+    generator = toy_generator(pages, context, chunk, ahead=ahead)
+    generator.runner.too_many = too_many
     specs: list[JobSpec] = []
     events: list[Event] = []
     for order in orders:

@@ -7,16 +7,18 @@ a wrong page, a stale row or a copy that is too short gives other tokens than ``
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from exltui.engine.generate.generator import Generator
-from exltui.engine.generate.sampling import Sampler
+from exltui.engine.generate.sampling import Occurrences, Sampler
 from exltui.engine.ops import bind
-from exltui.engine.ops.sample import sample
+from exltui.engine.ops.sample import TOO_MANY, Penalties, SampleParams, sample
 from exltui.engine.run import pages, step
+from exltui.engine.run.graphs import Place
 from exltui.engine.run.step import Sequence, Step
 from exltui.protocol import JobSpec
 
@@ -69,6 +71,10 @@ class ToyRunner:
         self.steps = 0
         self.largest = 0
         self.fail: Exception | None = None
+        self.ahead = False  # whether it launches steps that are read later, as a GPU does
+        self.drawn: list[int] = []  # by the last step that was launched
+        self.said: dict[int, list[int]] = {}  # by seat: its tokens
+        self.too_many = False  # whether the first row of a launch is left to the CPU
         self.adapters = SimpleNamespace(mix=lambda uses: (), root=lambda mix: pages.ROOT)
 
     def run(self, sequences: list[Sequence]) -> torch.Tensor:
@@ -98,6 +104,47 @@ class ToyRunner:
             assert length == int(batch.positions[starts[i + 1] - 1]) + 1
         return torch.from_numpy(np.array(logits, dtype=np.float32).reshape(-1, VOCABULARY))
 
+    def launch(self, places: list[Place]) -> ToyFlight | None:
+        """Draw from the cache alone: tokens that the host has not seen yet come from the launch before."""
+        if not self.ahead:
+            return None
+        self.steps += 1
+        tokens = self.drawn if places[0].token is None else [place.token for place in places]
+        assert len(tokens) == len(places) and all((place.token is None) == (places[0].token is None) for place in places)
+        rows = []
+        for place, token in zip(places, tokens, strict=True):
+            page, row = divmod(place.position, pages.PAGE)
+            self.cache.rows[place.pages[page], row] = token
+            seen = self.cache.rows[list(place.pages)].reshape(-1)[: place.position + 1].tolist()
+            assert -1 not in seen, "a row was read that nobody wrote"
+            rows.append(torch.from_numpy(toy_logits(seen)))
+        result = sample(torch.stack(rows), [self._params(place, token) for place, token in zip(places, tokens, strict=True)]).tolist()
+        self.drawn = [max(int(row[0]), 0) for row in result]
+        if self.too_many:
+            result[0][0] = TOO_MANY
+        return ToyFlight(result)
+
+    def _params(self, place: Place, token: int) -> SampleParams:
+        params, tally, penalties = place.seat.params, place.seat.tally, None
+        if tally is not None:
+            if place.token is not None:
+                self.said[id(place.seat)] = list(tally.tokens)
+            else:
+                self.said[id(place.seat)].append(token)
+            said = self.said[id(place.seat)]
+            assert len(said) == place.position + 1
+            seen = Occurrences(tally.window, tally.decay).of(np.array(said, dtype=np.int64))
+            penalties = Penalties(tally.repetition, tally.presence, tally.frequency, *seen)
+        return replace(params, point=place.point, penalties=penalties)
+
+
+@dataclass
+class ToyFlight:
+    result: list[list[float]]
+
+    def read(self) -> list[list[float]]:
+        return self.result
+
 
 def toy_tokenizer() -> SimpleNamespace:
     def encode(text: str, *, parse_special: bool = True, add_bos: bool = False) -> list[int]:
@@ -115,8 +162,10 @@ def toy_tokenizer() -> SimpleNamespace:
     )
 
 
-def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7) -> Generator:
-    return Generator(ToyRunner(count), toy_tokenizer(), context, chunk)  # type: ignore[arg-type]
+def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7, *, ahead: bool = False) -> Generator:
+    runner = ToyRunner(count)
+    runner.ahead = ahead
+    return Generator(runner, toy_tokenizer(), context, chunk)  # type: ignore[arg-type]
 
 
 def small_pages(patch, size: int) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from exltui.engine.model.loading import Model
-from exltui.engine.ops.sample import Rule, SampleParams
+from exltui.engine.ops.sample import Rule, SampleParams, Seat
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.cache import KVCache
+from exltui.engine.run.graphs import Flight, Place
 from exltui.engine.run.runner import Runner
-from exltui.engine.run.step import Sequence, Step
+from exltui.engine.run.step import Sequence as Part
+from exltui.engine.run.step import Step
 from exltui.errors import DeviceError
 
 WARM = 4  # decode steps before the clock starts
@@ -92,25 +95,47 @@ def _prefill(runner: Runner, prompt: int, chunk: int) -> Figure:
     def read() -> None:
         for start in range(0, prompt, chunk):
             part = tokens[start : start + chunk]
-            runner.step(Step.build([Sequence(part, start, pages, "last" if start + chunk >= prompt else "none")], model.device))
+            runner.step(Step.build([Part(part, start, pages, "last" if start + chunk >= prompt else "none")], model.device))
 
     seconds = statistics.median([_timed(read, model.device) for _ in range(4)][1:])
     return Figure("prefill", prompt, 1, seconds * 1e3, prompt / seconds, 0)
 
 
 def _decode(runner: Runner, context: int, batch: int, steps: int) -> Figure:
-    """Greedy decoding: each step's tokens come to the host and go into the next."""
-    model = runner.model
+    """Greedy decoding as a job does it: every token comes to the host, on a GPU while the step behind it runs."""
     each = -(-(context + WARM + steps + 1) // PAGE)
     pages = [range(i * each, (i + 1) * each) for i in range(batch)]
-    tokens, seconds = [1] * batch, []
-    for i in range(WARM + steps):
-        start = time.perf_counter()
-        step = Step.build([Sequence([token], context + i, page) for token, page in zip(tokens, pages, strict=True)], model.device)
-        tokens = [int(row[0]) for row in model.ops.sample(runner.step(step), [GREEDY] * batch).tolist()]
-        seconds.append(time.perf_counter() - start)
-    step_seconds = statistics.median(seconds[WARM:])
+    times = [time.perf_counter()]
+    for _ in _ahead(runner, context, pages, WARM + steps) or _in_turn(runner, context, pages, WARM + steps):
+        times.append(time.perf_counter())
+    step_seconds = statistics.median(b - a for a, b in itertools.pairwise(times[WARM:]))
     return Figure("decode", context, batch, step_seconds * 1e3, batch / step_seconds, _step_bytes(runner, context, batch))
+
+
+def _in_turn(runner: Runner, context: int, pages: Sequence[range], steps: int) -> Iterator[list[int]]:
+    """The tokens of each step, which go into the next."""
+    model, tokens = runner.model, [1] * len(pages)
+    for i in range(steps):
+        step = Step.build([Part([token], context + i, page) for token, page in zip(tokens, pages, strict=True)], model.device)
+        tokens = [int(row[0]) for row in model.ops.sample(runner.step(step), [GREEDY] * len(pages)).tolist()]
+        yield tokens
+
+
+def _ahead(runner: Runner, context: int, pages: Sequence[range], steps: int) -> Iterator[list[int]] | None:
+    """The same with the next step launched before the tokens are read; None where that cannot be done."""
+
+    def launch(i: int) -> Flight | None:
+        return runner.launch([Place(None if i else 1, context + i, page, Seat(GREEDY), 0.0) for page in pages])
+
+    def run(flight: Flight | None) -> Iterator[list[int]]:
+        for i in range(steps):
+            following = launch(i + 1)
+            assert flight is not None
+            yield [int(row[0]) for row in flight.read()]
+            flight = following
+
+    first = launch(0)
+    return None if first is None else run(first)
 
 
 def _step_bytes(runner: Runner, context: int, batch: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from exltui.engine.generate import admission
+from exltui.engine.generate.ahead import Ahead
 from exltui.engine.generate.drafts import Drafter, ModelDrafter
 from exltui.engine.generate.job import Job
 from exltui.engine.generate.kept import KeptLogits
@@ -34,6 +35,7 @@ from exltui.tokenizer import Tokenizer
 MAX_BATCH = 32
 TIDY = 16  # pages that are moved in one idle moment: a command waits so long
 MAX_SKIPS = 4  # jobs that may be admitted before one that does not fit
+NO_LOGITS = torch.empty(0)
 WORTH = 16  # tokens: a prompt that another job is just reading is waited for, if that saves so many
 
 
@@ -80,6 +82,7 @@ class Generator:
         self.tokens_read = 0
         self.tokens_drawn = 0
         self.sessions: dict[str, tuple[list[int], Mix]] = {}  # by name: prompt and reply of the last job, and its adapters
+        self._ahead = Ahead(runner, self.room)
         self._arrivals = 0
         self._waiting: list[Job] = []  # in the order in which they are admitted
         self._running: list[Job] = []  # in the order in which they were
@@ -133,6 +136,7 @@ class Generator:
     def abandon(self) -> list[str]:
         """Drop every running job after a step that failed, with its pages -> their ids. What the step wrote is not trusted."""
         dropped, self._running = self._running, []
+        self._ahead.drop()
         for job in dropped:
             for track in job.tracks:
                 self.room.abandon(track)
@@ -150,12 +154,17 @@ class Generator:
         return 0 if self.busy else self.room.tidy(TIDY)
 
     def advance(self) -> list[Event]:
-        """One step -> what happened. Returns at once when there is nothing to do."""
+        """One step -> what happened. Returns at once when there is nothing to do, or nothing to wait for yet."""
         events = self._admit()
+        if self._ahead.pending:
+            self._ahead.follow(self._in_order())
+            return events + self._land()
         self._guess()
         runs = self._schedule()
         if not runs:
             self._requeue()
+            return events
+        if self.drafter is None and all(run.draws for run in runs) and self._ahead.begin([run.job for run in runs]):
             return events
         sequences = [self._sequence(run) for run in runs]
         if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
@@ -169,6 +178,17 @@ class Generator:
         drawing = [run for run in runs if run.draws]
         if drawing:
             events.extend(self._draw(drawing, logits))
+        return events
+
+    def _land(self) -> list[Event]:
+        """Take what the step before the newest drew."""
+        events: list[Event] = []
+        for job, drawn in self._ahead.land(self._running):
+            run = _Run(job, job.track, 1, [], draws=True)
+            self._computed(job, [run])
+            events += self._take(run, 0, [drawn], NO_LOGITS, [])
+        if not self._running:
+            self._ahead.drop()
         return events
 
     # ── the parts of a step ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -238,7 +258,7 @@ class Generator:
         """What runs in this step. A job that needs a page and finds none sits the step out."""
         runs: list[_Run] = []
         budget = self.chunk
-        for job in sorted(self._running, key=lambda each: (-each.spec.priority, each.arrival)):
+        for job in self._in_order():
             if not job.reading:
                 if all(self.room.grow(track, 1) for track in job.tracks):
                     runs += [_Run(job, track, 1, job.drafts if track is job.track else [], draws=True) for track in job.tracks]
@@ -254,6 +274,9 @@ class Generator:
                 runs += [_Run(job, track, count, [], draws) for count, track in zip(counts, job.tracks, strict=True) if count]
                 budget -= sum(counts)
         return runs
+
+    def _in_order(self) -> list[Job]:
+        return sorted(self._running, key=lambda each: (-each.spec.priority, each.arrival))
 
     @staticmethod
     def _sequence(run: _Run) -> Sequence:

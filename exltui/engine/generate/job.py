@@ -43,6 +43,7 @@ class Job:
     automaton: Automaton | None = None  # of its tokens, for n-gram drafts
     drafted: int = 0  # tokens that a draft model has read
     banned_at: dict[int, set[int]] = field(default_factory=dict)  # position: ids that led to a banned string there
+    host_draws: bool = False  # its distribution is too flat for the GPU's sampler
     skipped: int = 0  # jobs behind it that were admitted before it
     cached: int = 0
     cached_pages: int = 0
@@ -76,6 +77,20 @@ class Job:
     def may_draft(self) -> bool:
         """Whether guesses can be verified: a grammar, guidance and a sampler that learns from each draw go one token at a time."""
         return self.spec.draft and self.guide is None and self.constraint is None and not self.sampler.observes and not self.reading
+
+    @property
+    def steady(self) -> bool:
+        """Whether its draws from here on need nothing that the host makes of the ones before, but the tokens."""
+        spec, new = self.spec, len(self.tokens) - self.prompt_tokens
+        watched = (
+            spec.scores or spec.top_tokens or spec.logits or self.guide or self.guard or self.constraint or self.mix or self.host_draws
+        )
+        return not watched and not self.reading and new >= max(spec.min_new_tokens, 1)
+
+    def ends_with(self, count: int) -> bool:
+        """Whether ``count`` more tokens, whatever they are, are its last."""
+        most = self.spec.max_new_tokens
+        return len(self.tokens) + count >= self.limit or (most is not None and len(self.tokens) + count >= self.prompt_tokens + most)
 
     @property
     def new_ids(self) -> list[int]:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from exltui import sampling as table
-from exltui.engine.ops.sample import COLDEST, Penalties, Rule, SampleParams
+from exltui.engine.ops.sample import COLDEST, Penalties, Rule, SampleParams, Seat, Tally
 from exltui.protocol import Sampling
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shift = tuple[Array, Array]  # distinct ids, and what is added to their logits
 
 NEAR = 256  # ids of a history that are compared with those of last time; no rewind goes on for longer between two draws
+POINTS = 64  # random points that are made together
 STRONGEST = 1e6  # a DRY penalty is at most this; it excludes a token as well as more would
 
 
@@ -58,6 +59,7 @@ class Sampler:
         self._allowed = None if allowed is None else bits(allowed, width)
         spares = sorted(ids_with(s.xtc_ignore_tokens)) if s.xtc_probability > 0.0 else []
         self._spared = torch.tensor(spares, dtype=torch.int64) if spares else None
+        self._points: tuple[int, list[float]] = (-1, [])  # the first position, and the points from there on
 
     @property
     def observes(self) -> bool:
@@ -85,13 +87,32 @@ class Sampler:
             mask = self._allowed if mask is None else self._allowed & mask
         return SampleParams(
             rules=self._feedback.aimed(self._rules, position) if self._feedback else self._rules,
-            point=0.0 if self.greedy else uniform(self.seed, position),
+            point=self.point(position),
             penalties=penalties,
             shift=None if shift is None else (torch.from_numpy(shift[0]), torch.from_numpy(shift[1])),
             mask=mask,
             spared=self._spared,
             width=self.width,
         )
+
+    def point(self, position: int) -> float:
+        """The random point of the token at ``position``."""
+        if self.greedy:
+            return 0.0
+        first = position - position % POINTS
+        if self._points[0] != first:
+            self._points = first, uniform(self.seed, first, POINTS)
+        return self._points[1][position - first]
+
+    def seat(self, history: list[int], room: int) -> Seat | None:
+        """What the next ``room`` draws after ``history`` need; None where each depends on what the host makes of the last."""
+        s = self.sampling
+        if self._feedback or self._dry:
+            return None
+        penalties = (s.token_repetition_penalty, s.token_presence_penalty, s.token_frequency_penalty)
+        tally = Tally(tuple(history), room, s.token_repetition_range, s.token_repetition_decay, *penalties) if self._occurrences else None
+        shift = None if self._bias is None else (torch.from_numpy(self._bias[0]), torch.from_numpy(self._bias[1]))
+        return Seat(SampleParams(self._rules, 0.0, None, shift, self._allowed, self._spared, self.width), tally)
 
     def observe(self, position: int, probability: float, prior: float) -> None:
         """The token at ``position`` was drawn; it had these probabilities (see the row ``sample``)."""
@@ -269,7 +290,8 @@ def bits(ids: Collection[int], width: int) -> Tensor:
     return torch.from_numpy(np.packbits(flags, bitorder="little").view(np.int32))
 
 
-def uniform(seed: int, position: int) -> float:
-    """A point in [0, 1) that depends on nothing but ``seed`` and ``position``."""
-    raw = np.random.Philox(key=seed, counter=position).random_raw()
-    return float(raw >> 11) * 2.0**-53
+def uniform(seed: int, position: int, count: int = 1) -> list[float]:
+    """Points in [0, 1) for ``count`` positions from ``position`` on. Each depends on nothing but ``seed`` and its position."""
+    raw = np.random.Philox(key=seed, counter=position).random_raw(4 * count)[::4]  # a counter gives four numbers
+    points: list[float] = ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+    return points

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from exltui.engine.ops.references import expect
-from exltui.engine.ops.sample import BROKEN, STAGES, SampleParams, broken
+from exltui.engine.ops.sample import BROKEN, STAGES, TOO_MANY, SampleParams, Tally, broken
 from exltui.engine.ops.table import OPS
 
 MAX_RULES = 16  # kMaxRules of csrc/cuda/kernels.cuh
-TOO_MANY = -3
 ALIGN = 16
 
 _LISTS = ("mask", "spared", "shifted", "shifts", "seen", "weights", "counts", "history")
@@ -36,22 +35,6 @@ ROW = np.dtype(  # SampleRow of csrc/cuda/kernels.cuh
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """A sequence's tokens as the kernel follows them by itself, and the penalties that come from them.
-
-    ``room`` is how many tokens it may grow by; ``window`` and ``decay`` as in ``token_repetition_range`` and ``_decay``.
-    """
-
-    tokens: Sequence[int]
-    room: int
-    window: int
-    decay: int
-    repetition: float
-    presence: float
-    frequency: float
-
-
-@dataclass(frozen=True, slots=True)
 class Rows:
     """Parameters on the GPU. ``buffer`` holds what ``rows`` points to."""
 
@@ -60,14 +43,14 @@ class Rows:
     buffer: Tensor
 
 
-def upload(params: Sequence[SampleParams], v: int, device: torch.device, histories: Sequence[History | None] = ()) -> Rows:
-    """The parameters of each row of [r, v] logits; where a row has a history, its penalties come from there."""
+def upload(params: Sequence[SampleParams], v: int, device: torch.device, tallies: Sequence[Tally | None] = ()) -> Rows:
+    """The parameters of each row of [r, v] logits; where a row has a tally, its penalties come from there."""
     table = np.zeros(len(params), dtype=ROW)
     pieces: list[tuple[int, str, np.ndarray[Any, np.dtype[Any]]]] = []
     for i, p in enumerate(params):
         lists = _fill(table[i], p, v)
-        if histories and (history := histories[i]) is not None:
-            lists["history"] = _follow(table[i], history)
+        if tallies and (tally := tallies[i]) is not None:
+            lists["history"] = _follow(table[i], tally)
         pieces += [(i, name, array) for name, array in lists.items()]
     points = np.array([p.point for p in params], dtype=np.float64)
     at = _aligned(table.nbytes) + _aligned(points.nbytes)
@@ -114,11 +97,11 @@ def _fill(row: Any, p: SampleParams, v: int) -> dict[str, np.ndarray[Any, np.dty
     return lists
 
 
-def _follow(row: Any, history: History) -> np.ndarray[Any, np.dtype[Any]]:
-    row["penalises"], row["range"], row["decay"] = 1, history.window, history.decay
-    row["repetition"], row["presence"], row["frequency"] = history.repetition, history.presence, history.frequency
-    tokens = np.zeros(len(history.tokens) + history.room + 1, dtype=np.int32)
-    tokens[: len(history.tokens)] = history.tokens
+def _follow(row: Any, tally: Tally) -> np.ndarray[Any, np.dtype[Any]]:
+    row["penalises"], row["range"], row["decay"] = 1, tally.window, tally.decay
+    row["repetition"], row["presence"], row["frequency"] = tally.repetition, tally.presence, tally.frequency
+    tokens = np.zeros(len(tally.tokens) + tally.room + 1, dtype=np.int32)
+    tokens[: len(tally.tokens)] = tally.tokens
     return tokens
 
 

@@ -25,6 +25,7 @@ from exltui.sampling import ORDER
 STAGES = (*ORDER, "skew")  # the last one moves the random point; csrc/cpu/sample.h numbers them alike
 EXCLUDED = -1  # what is drawn where every token is excluded
 BROKEN = -2
+TOO_MANY = -3  # of a GPU: a stage needs the order of more tokens than it sorts, and the CPU must draw
 COLDEST = 0.01  # a dynamic temperature is at least this
 XTC_LEAST = 1e-9  # of probability that XTC must leave over; what it takes from its choices needs somewhere to go
 
@@ -66,6 +67,30 @@ class SampleParams:
     def plainly_greedy(self) -> bool:
         """Whether the likeliest token is drawn from logits as they are."""
         return self.rules == (Rule("top_k", 1),) and self.penalties is None and self.shift is None and self.mask is None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Penalties that a GPU counts by itself, from the tokens of a sequence to which it adds each one that it draws.
+
+    ``room`` is how many tokens may come; ``window`` and ``decay`` are ``token_repetition_range`` and ``token_repetition_decay``.
+    """
+
+    tokens: Sequence[int]
+    room: int
+    window: int
+    decay: int
+    repetition: float
+    presence: float
+    frequency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """All that the draws of a sequence need but their random points, for as long as the host need not look at them one by one."""
+
+    params: SampleParams
+    tally: Tally | None = None
 
 
 class Distribution(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from exltui.engine.model.loading import Model
 from exltui.engine.model.lora import AdapterBank
 from exltui.engine.run.cache import KVCache
-from exltui.engine.run.graphs import DecodeGraphs
+from exltui.engine.run.graphs import DecodeGraphs, Flight, Place
 from exltui.engine.run.step import Sequence, Step, portions
 
 
@@ -40,3 +40,7 @@ class Runner:
         if self._graphs is not None and step.decodes:
             return self._graphs.run(step)
         return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows, step.mix)
+
+    def launch(self, places: Many[Place]) -> Flight | None:
+        """Start a step that decodes and draws, without waiting for it; None where each step needs the host."""
+        return None if self._graphs is None else self._graphs.launch(places)
