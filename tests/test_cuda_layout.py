@@ -14,6 +14,7 @@ from exltui.engine.model.weights.packed import pack_exl2, pack_gptq
 from exltui.engine.ops import cuda_layout
 from exltui.engine.ops.cuda_layout import WIDTHS, pack_codes, pack_scales, shared_order
 
+CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -69,7 +70,7 @@ def test_scales_of_a_lane_are_those_of_its_four_rows() -> None:
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_packed_exl2_weight_is_the_weight_bit_for_bit(mix: str) -> None:
     weight = exl2(torch.Generator().manual_seed(3), 96, MIXES[mix])
-    packed = pack_exl2(weight)
+    packed = pack_exl2(weight, shared_order(weight.q_perm, CPU))
     assert packed.shape == weight.shape and packed.format == "exl2"
     assert torch.equal(packed.dense(), weight.dense())
     assert [panel.tag for panel in packed.panels] == list(dict.fromkeys(bits for bits, _ in MIXES[mix]))
@@ -79,7 +80,7 @@ def test_a_packed_exl2_weight_is_the_weight_bit_for_bit(mix: str) -> None:
 def test_a_packed_golden_layer_is_the_golden_weight(name: str) -> None:
     tensors = load_file(GOLDEN / f"golden_exl2_{name}.safetensors")
     weight = Exl2Weight.read({part: tensors[f"layer.{part}"] for part in PARTS})
-    assert torch.equal(pack_exl2(weight).dense(), tensors["expected.weight_fp16"].t())
+    assert torch.equal(pack_exl2(weight, shared_order(weight.q_perm, CPU)).dense(), tensors["expected.weight_fp16"].t())
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -98,14 +99,14 @@ def test_gptq_groups_that_are_no_tiles_are_left_to_fp16() -> None:
 
 def test_equal_permutations_share_one_tensor() -> None:
     permutation = torch.randperm(64, generator=torch.Generator().manual_seed(6))
-    first, second = shared_order(permutation), shared_order(permutation.clone())
-    assert first is second and first is not shared_order(permutation.flip(0))
-    assert shared_order(torch.arange(64)) is None
+    first, second = shared_order(permutation, CPU), shared_order(permutation.clone(), CPU)
+    assert first is second and first is not shared_order(permutation.flip(0), CPU)
+    assert shared_order(torch.arange(64), CPU) is None
 
 
 def test_high_features_survive_the_sixteen_bit_order() -> None:
     permutation = torch.arange(65536).flip(0)
-    order = shared_order(permutation)
+    order = shared_order(permutation, CPU)
     assert order is not None and torch.equal(order.long() & 0xFFFF, permutation)
 
 

@@ -342,6 +342,18 @@ Tensor gather_pages(const Tensor& codes, const OptionalTensor& scales, int64_t b
   return y;
 }
 
+// Packed rows [tiles * bits, n] of an EXL2 weight -> the words of a panel.
+Tensor repack(const Tensor& source, int64_t bits) {
+  const c10::cuda::CUDAGuard guard(source.device());
+  check_int(source, "repack", "source");
+  TORCH_CHECK(source.dim() == 2 && source.size(0) % bits == 0 && source.size(1) % 32 == 0, "repack: whole tiles of 32 x 32 expected");
+  const Tensor words = at::empty({source.numel()}, source.options());
+  const exltui::Repack work{static_cast<const uint32_t*>(source.data_ptr()), static_cast<uint32_t*>(words.data_ptr()), static_cast<int>(bits),
+                            static_cast<int>(source.size(0) / bits), static_cast<int>(source.size(1))};
+  if (source.numel() > 0) check(exltui::repack(work, c10::cuda::getCurrentCUDAStream().stream()), "repack");
+  return words;
+}
+
 // Rows of parameters lie in `params` as SampleRow; `lengths` with a history only.
 void sample(const Tensor& logits, const Tensor& params, const Tensor& points, const OptionalTensor& lengths, Tensor drawn,
             const OptionalTensor& tokens) {
@@ -393,6 +405,7 @@ TORCH_LIBRARY(exltui_cuda, m) {
       "attend_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, int[] bits, Tensor query_start, Tensor lengths, "
       "Tensor page_table, float scale, float softcap, int window) -> Tensor");
   m.def("gather_pages(Tensor codes, Tensor? scales, int bits, Tensor page_table, int length, int d) -> Tensor");
+  m.def("repack(Tensor source, int bits) -> Tensor");
   m.def("sample(Tensor logits, Tensor params, Tensor points, Tensor? lengths, Tensor(a!) drawn, Tensor(b!)? tokens) -> ()");
 }
 
@@ -405,5 +418,6 @@ TORCH_LIBRARY_IMPL(exltui_cuda, CUDA, m) {
   m.impl("rope_store", &rope_store);
   m.impl("attend_decode", &attend_decode);
   m.impl("gather_pages", &gather_pages);
+  m.impl("repack", &repack);
   m.impl("sample", &sample);
 }

@@ -189,6 +189,15 @@ struct GateUp {
 };
 cudaError_t gate_up(const GateUp& work, cudaStream_t stream);
 
+// ---- repack: EXL2 words of the file to words of a panel
+
+struct Repack {
+  const uint32_t* source;  // [tiles * bits, n]: each column a little-endian bit stream of the codes along k
+  uint32_t* words;         // [n / 32, tiles, bits * 32]
+  int bits, tiles, n;
+};
+cudaError_t repack(const Repack& work, cudaStream_t stream);
+
 // ---- sampling: a token for each row of logits
 
 constexpr int kMaxRules = 16;

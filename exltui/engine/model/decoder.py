@@ -121,7 +121,7 @@ class Decoder:
     def _norm(self, name: str, size: int) -> Norm | None:
         if not name:
             return None
-        weight = self._checkpoint.vector(f"{name}.weight", size).to(self.ops.device)
+        weight = self._checkpoint.vector(f"{name}.weight", size).to(self.ops.device, non_blocking=True)
         bias = None
         if self.spec.norm == "layer" and f"{name}.bias" in self._checkpoint:
             bias = self._checkpoint.vector(f"{name}.bias", size).to(self.ops.device)

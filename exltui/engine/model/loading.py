@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from exltui.engine.model.memory import room_for
 from exltui.engine.model.positions import check_context, with_overrides
 from exltui.engine.model.preparation import Preparation, blocked_bytes, plan
 from exltui.engine.model.spec import ArchSpec, LinearSpec
+from exltui.engine.model.staging import Staging
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.model.weights.blocked import BlockedWeight
 from exltui.engine.ops import OpSet, bind
@@ -26,6 +29,7 @@ from exltui.protocol import LoadOptions
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 DEFAULT_CONTEXT = 8192  # where the model could do more: a cache for 128k tokens is nobody's wish by default
 SMALLER = "choose a smaller --length, or a smaller model"
+STAGED = ("F16", "BF16", "F32", "I32")  # dtypes that no format takes apart on the CPU first
 CHUNK = 8 << 20  # bytes touched between two looks at the cancel flag
 
 
@@ -65,7 +69,8 @@ def load_model(directory: Path, options: LoadOptions, progress: Progress, cancel
     prepare = plan(options, ops, checkpoint.weight(spec.layers[0].qkv[0]))
     reading = _Reading(progress, cancelled, sum(info.nbytes for info in checkpoint.infos.values()))
     checkpoint.on_use = reading.touch
-    with room_for(f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, prepare), device, SMALLER):
+    what, needed = f"{directory.name} with {context:,} positions", _needed(spec, checkpoint, context, prepare)
+    with room_for(what, needed, device, SMALLER), _staged(spec, checkpoint, device):
         decoder = Decoder(spec, checkpoint, ops, context, prepare)
     checkpoint.on_use = None
     reading.finish()
@@ -85,6 +90,23 @@ def loaded_context(spec: ArchSpec, options: LoadOptions) -> int:
     if options.length is not None and options.length < 1:
         raise ModelError(f"a context of {options.length} tokens is impossible", "give --length a positive number")
     return options.length or min(spec.trained_context, DEFAULT_CONTEXT)
+
+
+@contextlib.contextmanager
+def _staged(spec: ArchSpec, checkpoint: Checkpoint, device: torch.device) -> Iterator[None]:
+    """Within the block, a GPU's large tensors come through pinned memory, in the order in which a decoder asks for them."""
+    if device.type != "cuda" or not hasattr(os, "preadv"):
+        yield
+        return
+    linears = [LinearSpec(spec.embedding, spec.vocab, spec.hidden), *(linear for group in spec.linears() for linear in group)]
+    names = [f"{linear.name}.{part}" for linear in linears for part in ("weight", "q_weight")]
+    infos = [checkpoint.infos[name] for name in dict.fromkeys(names) if name in checkpoint.infos]
+    with Staging([info for info in infos if info.dtype in STAGED], device).reading() as staging:
+        checkpoint.staging = staging
+        try:
+            yield
+        finally:
+            checkpoint.staging = None
 
 
 def _needed(spec: ArchSpec, checkpoint: Checkpoint, context: int, prepare: Preparation) -> int:
@@ -154,14 +176,20 @@ class _Reading:
 
     def touch(self, tensor: Tensor) -> None:
         """Read one byte of each page of ``tensor``. Raises Cancelled."""
+        if tensor.is_cuda:  # it was read already
+            self._count(tensor.numel() * tensor.element_size())
+            return
         data = tensor.reshape(-1).view(torch.uint8)
         for start in range(0, len(data), CHUNK):
-            if self._cancelled():
-                raise Cancelled("loading was cancelled")
             part = data[start : start + CHUNK]
             int(part[::4096].sum())
-            self._done += len(part)
-            self._progress("weights", self._done, self._total)
+            self._count(len(part))
+
+    def _count(self, nbytes: int) -> None:
+        if self._cancelled():
+            raise Cancelled("loading was cancelled")
+        self._done += nbytes
+        self._progress("weights", self._done, self._total)
 
     def finish(self) -> None:
         """Tensors that the model has no use for count as read."""

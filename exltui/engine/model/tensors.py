@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exltui.checkpoint import TensorInfo, read_checkpoint
 from exltui.engine.model.spec import LinearSpec, Part
+from exltui.engine.model.staging import Staging
 from exltui.engine.model.weights import exl2
 from exltui.engine.model.weights.blocked import BlockedWeight
 from exltui.engine.model.weights.dense import DenseWeight
@@ -57,6 +58,7 @@ class Checkpoint:
         self.awq = awq
         self.used: set[str] = set()
         self.on_use: Callable[[Tensor], None] | None = None  # sees every tensor before it is used; may raise to stop
+        self.staging: Staging | None = None  # what brings large ones to a GPU
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -69,7 +71,10 @@ class Checkpoint:
             raise ModelError(f"{self.where}: the tensor {name} is missing", "download the model again; a shard may be missing")
         if info.dtype not in DTYPES:
             raise ModelError(f"{self.where}: {name} has the dtype {info.dtype}, which exltui cannot run", f"it runs {', '.join(DTYPES)}")
-        tensor = self._view(info)
+        if self.staging is not None and (staged := self.staging.take(info, DTYPES[info.dtype])) is not None:
+            tensor = staged
+        else:
+            tensor = self._view(info)
         if self.on_use is not None and name not in self.used:
             self.on_use(tensor)
         self.used.add(name)

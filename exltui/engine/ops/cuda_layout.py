@@ -206,8 +206,8 @@ def pack_scales(scales: Tensor, zeros: Tensor | None = None) -> Tensor:
 _orders: weakref.WeakValueDictionary[tuple[bytes, torch.device], Tensor] = weakref.WeakValueDictionary()
 
 
-def shared_order(permutation: Tensor) -> Tensor | None:
-    """The in-features [k] of the stored rows -> u16 bits in an i16 tensor on the same device; None if nothing is permuted.
+def shared_order(permutation: Tensor, device: torch.device) -> Tensor | None:
+    """The in-features [k] of the stored rows -> u16 bits in an i16 tensor on ``device``; None if nothing is permuted.
 
     Equal permutations give the same tensor, as long as it lives.
     """
@@ -217,8 +217,8 @@ def shared_order(permutation: Tensor) -> Tensor | None:
     if torch.equal(wide, torch.arange(wide.numel(), dtype=torch.int32)):
         return None
     order = wide.to(torch.int16)  # two's complement keeps the lower 16 bits
-    key = (order.numpy().tobytes(), permutation.device)
+    key = (order.numpy().tobytes(), device)
     known = _orders.get(key)
     if known is None:
-        known = _orders[key] = order.to(permutation.device)
+        known = _orders[key] = order.to(device)
     return known

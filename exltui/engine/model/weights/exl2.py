@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exltui.engine.model.weights.bits import unpack_columns, unpack_nibbles
-from exltui.engine.ops.cuda_layout import Packed
+from exltui.engine.ops.cuda_layout import Packed, shared_order
 from exltui.errors import ModelError
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -78,7 +78,9 @@ class Exl2Weight:
     @cached_property
     def q_perm(self) -> Tensor:
         """[k] i32: the input feature of each stored row."""
-        return torch.argsort(self.q_invperm.long()).to(torch.int32)
+        order = torch.empty_like(self.q_invperm)
+        order[self.q_invperm.long()] = torch.arange(len(order), dtype=order.dtype)
+        return order
 
     @cached_property
     def group_table(self) -> Tensor:
@@ -88,7 +90,7 @@ class Exl2Weight:
     @cached_property
     def scales(self) -> Tensor:
         """[G, n] f16: what a centred code is multiplied with. Rounded twice, as the format defines; subnormals count."""
-        factor = torch.tensor(self.prescale / 256, dtype=torch.float32, device=self.q_scale_max.device)
+        factor = torch.tensor(self.prescale / 256, dtype=torch.float32)
         scale_max = (self.q_scale_max.float() * factor).half()
         steps = unpack_nibbles(self.q_scale) + 1
         return ((steps * steps).float() * scale_max.float().unsqueeze(1)).half()
@@ -119,9 +121,10 @@ class Exl2Weight:
             return self
         from exltui.engine.model.weights.packed import pack_exl2
 
-        parts = {name: getattr(self, name).to(device) for name in PARTS}
+        order = shared_order(self.q_perm, device)
+        parts = {name: getattr(self, name).to(device, non_blocking=True) for name in ("q_weight", "q_scale", "q_scale_max")}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
-        return pack_exl2(replace(self, **parts, bias=bias))
+        return pack_exl2(replace(self, **parts, bias=bias), order)
 
 
 def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
@@ -158,4 +161,8 @@ def _groups(weight: Exl2Weight) -> tuple[Group, ...]:
 
 
 def _is_permutation(indices: Tensor, k: int) -> bool:
-    return indices.shape[0] == k and bool((indices.sort().values == torch.arange(k, dtype=indices.dtype, device=indices.device)).all())
+    if indices.shape[0] != k or int(indices.min()) < 0 or int(indices.max()) >= k:
+        return False
+    found = torch.zeros(k, dtype=torch.bool)
+    found[indices.long()] = True
+    return bool(found.all())
