@@ -136,11 +136,12 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(EXLTUI_PARAMETER Sam
   const int groups = (work.v + kGroup - 1) / kGroup;
   Draw draw{shared, row, work.values + static_cast<size_t>(blockIdx.x) * work.v, work.maxima + static_cast<size_t>(blockIdx.x) * groups,
             work.v, groups, -INFINITY, work.points[blockIdx.x]};
+  const bool broken = work.broken[blockIdx.x] != 0;  // read before a barrier: the first thread clears it at the end
   for (int i = threadIdx.x; i < row.rule_count; i += kDrawThreads) shared.rules[i] = row.rules[i];
   for (int g = threadIdx.x; g < groups; g += kDrawThreads) draw.largest = fmaxf(draw.largest, draw.maxima[g]);
   draw.largest = over_block(shared, draw.largest, [](float a, float b) { return fmaxf(a, b); });
   Drawn drawn{};
-  if (work.broken[blockIdx.x] != 0) drawn.token = kSampleBroken;
+  if (broken) drawn.token = kSampleBroken;
   else if (draw.largest == -INFINITY) drawn.token = kSampleExcluded;
   else {
     draw.count = gather(draw, depth_of(draw));

@@ -7,6 +7,7 @@ the one before it drew, which then never wait for the host; the host reads them 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -107,9 +108,9 @@ class _Turn:
 
 @dataclass(slots=True)
 class _Captured:
-    """A graph, the packet that it reads and what it writes. All of it must live as long as the graph."""
+    """A step as one call, the packet that it reads and what it writes. All of it must live as long as the graph behind it."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     packet: _Packet
     tokens: Tensor
     batch: Batch
@@ -161,7 +162,7 @@ class DecodeGraphs:
         packet.table[:count, :width].copy_(step.batch.page_table[:, :width])
         if count < len(captured.tokens):
             packet.idle(count, self._scratch)
-        captured.graph.replay()
+        captured.replay()
         return captured.logits[:count].clone()
 
     def launch(self, places: Many[Place]) -> Flight:
@@ -173,7 +174,7 @@ class DecodeGraphs:
             self._seat(captured, places)
         turn.fill(places)
         captured.packet.whole.copy_(turn.packet.whole, non_blocking=True)
-        captured.graph.replay()
+        captured.replay()
         turn.result.copy_(captured.drawn, non_blocking=True)
         turn.landed.record()
         return _Flight(turn.result[:count], turn.landed)
@@ -222,6 +223,13 @@ class DecodeGraphs:
             torch.ops.exltui_cuda.sample(logits, params, packet.points, packet.lengths, drawn, tokens)
             return logits
 
+        replay, logits = self._record(step)
+        turns = tuple(_Turn(bucket, self._width) for _ in range(TURNS))
+        return _Captured(replay, packet, tokens, batch, rows, params, drawn, logits, turns)
+
+    def _record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """``step`` as a graph -> what runs it, and where its result is then."""
+        device = self._decoder.ops.device
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.device(device), torch.cuda.stream(self._stream):
@@ -229,7 +237,6 @@ class DecodeGraphs:
                 step()
             self._stream.synchronize()
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                logits = step()
+                result = step()
         torch.cuda.current_stream(device).wait_stream(self._stream)
-        turns = tuple(_Turn(bucket, self._width) for _ in range(TURNS))
-        return _Captured(graph, packet, tokens, batch, rows, params, drawn, logits, turns)
+        return graph.replay, result
