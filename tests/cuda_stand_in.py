@@ -17,6 +17,7 @@ from exltui.engine.model.loading import Model
 from exltui.engine.ops import cpu
 from exltui.engine.ops.cuda_sample import ROW
 from exltui.engine.ops.sample import STAGES, Penalties, Rule, SampleParams
+from exltui.engine.run import graphs
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.graphs import DecodeGraphs
 from exltui.engine.run.runner import Runner
@@ -27,11 +28,9 @@ def graph_runner(patch: pytest.MonkeyPatch, model: Model, pages: int) -> Runner:
     for name in ("zeros", "empty"):  # host memory need not be pinned
         plain = getattr(torch, name)
         patch.setattr(torch, name, lambda *a, _plain=plain, pin_memory=False, **k: _plain(*a, **k))
-    patch.setattr(torch.cuda, "Stream", lambda device: None)
     patch.setattr(torch.cuda, "Event", _Event)
-    patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     patch.setattr(torch.ops, "exltui_cuda", SimpleNamespace(sample=draw), raising=False)
-    patch.setattr(DecodeGraphs, "_record", _record)
+    patch.setattr(graphs, "Recorder", _Recorder)
     cache = KVCache(model.spec, pages + 1, (16, 16), model.device, torch.float32)
     cache.pages, cache.scratch = pages, pages
     runner = Runner(model, cache)
@@ -46,13 +45,16 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
-def _record(graphs: DecodeGraphs, step: Any) -> Any:
-    result = step().clone()
+class _Recorder:
+    def __init__(self, device: torch.device) -> None: ...
 
-    def replay() -> None:
-        result.copy_(step())
+    def record(self, step: Any) -> Any:
+        result = step().clone()
 
-    return replay, result
+        def replay() -> None:
+            result.copy_(step())
+
+        return replay, result
 
 
 def draw(

@@ -62,6 +62,25 @@ def test_a_graph_computes_what_the_cpu_computes(directory: Path, form: str, batc
     assert nmse(got, step_of(load(directory / form), "fp16", batch)) < HALF
 
 
+@pytest.mark.parametrize("counts", [[2], [5], [9], [1, 4], [3, 1, 1], [9, 9, 9], [4] * 8])
+def test_drafts_are_verified_by_a_graph(directory: Path, counts: list[int]) -> None:
+    model = load(directory / "exl2", device="cuda:0")
+    found = []
+    for whole in (True, False):
+        runner = Runner(model, KVCache(model.spec, 2 * len(counts), (16, 16), model.device))
+        if not whole:
+            runner._graphs = None
+        for start in (0, 1):
+            sequences = []
+            for i, count in enumerate(counts):
+                ids = history(3 if i % 2 else 5)
+                a, b = (0, len(ids) - count) if start == 0 else (len(ids) - count, len(ids))
+                sequences.append(Sequence(ids[a:b], a, [2 * i + 1, 2 * i], "all" if start else "none"))
+            logits = runner.step(Step.build(sequences, model.device))
+        found.append(logits.cpu())
+    assert found[0].shape[0] == sum(counts) and nmse(*found) < 1e-6
+
+
 @pytest.mark.parametrize("mode", ["fp16", "q8", "q6", "q4"])
 def test_a_cache_mode_is_the_same_on_both(directory: Path, mode: str) -> None:
     """Both quantise the same keys and values; a code at the edge may fall to the other side, so the bound is wider below 16 bits."""

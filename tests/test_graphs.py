@@ -7,11 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from cuda_stand_in import graph_runner
 from tiny_models import VOCAB, load, make
 
 from exltui.engine.generate.generator import Generator
 from exltui.engine.model.loading import Model
+from exltui.engine.ops.table import nmse
+from exltui.engine.run.cache import KVCache
+from exltui.engine.run.runner import Runner
+from exltui.engine.run.step import Sequence, Step
 from exltui.protocol import Done, JobSpec, Sampling
 
 SETTINGS = [
@@ -77,3 +82,30 @@ def test_a_reply_is_the_same_one_step_ahead(monkeypatch: pytest.MonkeyPatch, mod
         for i, which in enumerate(chosen)
     ]
     assert replies(monkeypatch, model, specs, ahead=True) == replies(monkeypatch, model, specs, ahead=False)
+
+
+@pytest.mark.parametrize("counts", [[2], [5], [9], [1, 4], [3, 1, 1], [9, 9, 9], [1, 2, 3, 4, 5, 6, 7]])
+def test_a_step_that_verifies_drafts_gives_the_logits_of_a_plain_one(
+    monkeypatch: pytest.MonkeyPatch, model: Model, counts: list[int]
+) -> None:
+    runner = graph_runner(monkeypatch, model, 2 * len(counts))
+    plain = Runner(model, KVCache(model.spec, 2 * len(counts), (16, 16), model.device, torch.float32))
+    graphs = runner._graphs
+    assert graphs is not None
+    lengths = [250 if i == 0 else 3 * i for i in range(len(counts))]
+    ids = [torch.randint(3, VOCAB, (length + 10,), generator=torch.Generator().manual_seed(i)).tolist() for i, length in enumerate(lengths)]
+    for each in (runner, plain):
+        for i, length in enumerate(lengths):
+            if length:
+                each.step(Step.build([Sequence(ids[i][:length], 0, [2 * i, 2 * i + 1])], model.device))
+    found = []
+    for _ in range(2):  # the second finds the graph there
+        step = Step.build(
+            [Sequence(ids[i][n : n + c], n, [2 * i, 2 * i + 1], "all") for i, (n, c) in enumerate(zip(lengths, counts, strict=True))],
+            model.device,
+        )
+        assert step.verifies
+        found.append((runner.step(step), plain.step(step)))
+    assert len(graphs._verifying) == 1
+    for ours, theirs in found:
+        assert ours.shape == (sum(counts), VOCAB) and nmse(ours, theirs) < 1e-10

@@ -1,7 +1,8 @@
 """Whole decode steps as CUDA graphs, drawing included: one launch instead of some two hundred.
 
 A graph reads its packet from fixed memory and is captured once for each bucket of batch sizes, when a step first needs it. A batch
-smaller than its bucket is filled up with sequences of one token that live in the cache's scratch page. A step can take the tokens that
+smaller than its bucket is filled up with sequences of one token that live in the cache's scratch page. Steps that verify drafts have
+graphs of their own, by the number of sequences and of tokens. A step can take the tokens that
 the one before it drew, which then never wait for the host; the host reads them later.
 """
 
@@ -18,12 +19,14 @@ from torch import Tensor
 from exltui.engine.model.decoder import Decoder
 from exltui.engine.model.loading import Model
 from exltui.engine.model.spec import MoeSpec
+from exltui.engine.ops.cuda import DECODE_ROWS
 from exltui.engine.ops.sample import Seat
 from exltui.engine.ops.types import PAGE, Batch
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.step import Step
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
+DRAFTED = (2, 4, 8, 16, 32)  # tokens of a step that verifies drafts
 TURNS = 2  # steps that can be on their way: one that runs, and one behind it
 
 
@@ -124,6 +127,56 @@ class _Captured:
     kept: Any = field(default=None)  # what ``params`` points to
 
 
+@dataclass(frozen=True, slots=True)
+class _Verifying:
+    """A step that verifies drafts: its tokens, which the last of its sequences fills up, and its logits."""
+
+    replay: Callable[[], None]
+    tokens: Tensor  # [t] i32
+    batch: Batch
+    logits: Tensor
+
+    def fill(self, step: Step, scratch: int) -> None:
+        """Take over ``step``. What is left of the tokens belongs to one more sequence, in the scratch page; further ones have none."""
+        t, b = step.tokens.shape[0], step.batch.lengths.shape[0]
+        mine, given = self.batch, step.batch
+        rest, width = len(self.tokens) - t, min(given.page_table.shape[1], mine.page_table.shape[1])
+        places = torch.arange(rest, dtype=torch.int32, device=self.tokens.device)
+        self.tokens[:t].copy_(step.tokens)
+        mine.positions[:t].copy_(given.positions)
+        mine.positions[t:] = places
+        mine.slots[:t].copy_(given.slots)
+        mine.slots[t:] = places + scratch * PAGE
+        mine.query_start[: b + 1].copy_(given.query_start)
+        mine.query_start[b + 1 :] = len(self.tokens)
+        mine.lengths[:b].copy_(given.lengths)
+        mine.lengths[b:] = max(rest, 1)
+        mine.page_table[:b, :width].copy_(given.page_table[:, :width])
+        mine.page_table[b:] = scratch
+
+
+class Recorder:
+    """Makes graphs on ``device``, which share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """``step`` as a graph -> what runs it, and where its result is then."""
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            for _ in range(2):  # first calls load modules and take workspaces, which a capture must not
+                step()
+            self._stream.synchronize()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                result = step()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return graph.replay, result
+
+
 class DecodeGraphs:
     """The graphs of one model and cache. ``context`` bounds the length of a sequence."""
 
@@ -133,8 +186,8 @@ class DecodeGraphs:
         self._scratch = cache.scratch or 0
         self._width = -(-context // PAGE)
         self._captured: dict[int, _Captured] = {}
-        self._stream = torch.cuda.Stream(decoder.ops.device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._verifying: dict[tuple[int, int], _Verifying] = {}
+        self._recorder = Recorder(decoder.ops.device)
 
     @staticmethod
     def suit(model: Model, cache: KVCache) -> bool:
@@ -164,6 +217,17 @@ class DecodeGraphs:
             packet.idle(count, self._scratch)
         captured.replay()
         return captured.logits[:count].clone()
+
+    def verify(self, step: Step) -> Tensor:
+        """Logits [t, v] f32 of a step of few tokens that all want theirs: drafts, and what they follow."""
+        t, b = step.tokens.shape[0], step.batch.lengths.shape[0]
+        key = _bucket(b, BUCKETS), _bucket(t, DRAFTED)
+        if key not in self._verifying:
+            self._verifying[key] = self._record_verifying(*key)
+        found = self._verifying[key]
+        found.fill(step, self._scratch)
+        found.replay()
+        return found.logits[:t].clone()
 
     def launch(self, places: Many[Place]) -> Flight:
         """Start a step that draws a token for each place. Either all of them say their token, or all go on from the step before."""
@@ -200,7 +264,7 @@ class DecodeGraphs:
         captured.kept, captured.draws = given, True
 
     def _of(self, count: int) -> _Captured:
-        bucket = next(size for size in BUCKETS if size >= count)
+        bucket = _bucket(count, BUCKETS)
         if bucket not in self._captured:
             self._captured[bucket] = self._capture(bucket)
         return self._captured[bucket]
@@ -223,20 +287,29 @@ class DecodeGraphs:
             torch.ops.exltui_cuda.sample(logits, params, packet.points, packet.lengths, drawn, tokens)
             return logits
 
-        replay, logits = self._record(step)
+        replay, logits = self._recorder.record(step)
         turns = tuple(_Turn(bucket, self._width) for _ in range(TURNS))
         return _Captured(replay, packet, tokens, batch, rows, params, drawn, logits, turns)
 
-    def _record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """``step`` as a graph -> what runs it, and where its result is then."""
+    def _record_verifying(self, sequences: int, tokens: int) -> _Verifying:
+        """At least one sequence more than ``sequences``, and enough of them for attention to take the tokens one by one."""
         device = self._decoder.ops.device
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.device(device), torch.cuda.stream(self._stream):
-            for _ in range(2):  # first calls load modules and take workspaces, which a capture must not
-                step()
-            self._stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                result = step()
-        torch.cuda.current_stream(device).wait_stream(self._stream)
-        return graph.replay, result
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        count = max(sequences + 1, -(-tokens // DECODE_ROWS))
+        batch = Batch(zeros(tokens), zeros(tokens), zeros(count + 1), zeros(count), zeros(count, self._width))
+        ids, rows = zeros(tokens), torch.arange(tokens, device=device)
+        places = torch.arange(tokens, dtype=torch.int32, device=device)
+        batch.positions.copy_(places)  # all of them belong to one sequence in the scratch page
+        batch.slots.copy_(places + self._scratch * PAGE)
+        batch.query_start[1:] = tokens
+        batch.lengths.fill_(tokens)
+        batch.page_table.fill_(self._scratch)
+        replay, logits = self._recorder.record(lambda: self._decoder.forward(ids, batch, self._cache.layers, rows))
+        return _Verifying(replay, ids, batch, logits)
+
+
+def _bucket(count: int, sizes: tuple[int, ...]) -> int:
+    return next(size for size in sizes if size >= count)

@@ -39,6 +39,8 @@ class Runner:
         """Run one packet -> logits [r, v] f32 on the model's device."""
         if self._graphs is not None and step.decodes:
             return self._graphs.run(step)
+        if self._graphs is not None and step.verifies:
+            return self._graphs.verify(step)
         return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows, step.mix)
 
     def launch(self, places: Many[Place]) -> Flight | None:

@@ -40,6 +40,12 @@ class Step:
         plain = self.batch.planes is None and self.mix is None
         return plain and rows == sequences == self.logit_rows.shape[0] <= MAX_DECODES
 
+    @property
+    def verifies(self) -> bool:
+        """Whether it has few tokens, without adapters, that all want their logits: drafts, and what they follow."""
+        plain = self.batch.planes is None and self.mix is None
+        return plain and self.tokens.shape[0] == self.logit_rows.shape[0] <= MAX_DECODES
+
     @staticmethod
     def build(sequences: Many[Sequence], device: torch.device) -> Step:
         """Lay the sequences side by side. Logit rows come in the order of the sequences. All numbers travel in one copy."""
