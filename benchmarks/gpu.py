@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from exltui.engine.model.weights.dense import DenseWeight  # noqa: E402  (the checkout comes first on the path)
-from exltui.engine.ops import build, cuda, references  # noqa: E402
+from exltui.engine.ops import build, cuda, cuda_sample, references  # noqa: E402
 from exltui.engine.ops.cuda_layout import DENSE_BITS, GPTQ_TAG, Packed, Panel  # noqa: E402
 from exltui.engine.ops.rope import RopeSpec, tables  # noqa: E402
+from exltui.engine.ops.sample import Rule, SampleParams, Tally  # noqa: E402
 from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Heads, Norm  # noqa: E402
 
 DEVICE = torch.device("cuda")
@@ -388,6 +389,27 @@ def time_many(rows: list[Row]) -> None:
     rows.append(Row("cuBLAS 28672 x 4096", "t 2048", time_graph([partial(torch.mm, x, slab.t())] * 4), slab.numel() * 2))
 
 
+DRAWS = {
+    "greedy": (Rule("top_k", 1),),
+    "defaults": (Rule("temperature", 0.8), Rule("top_k", 50), Rule("top_p", 0.9), Rule("min_p", 0.05)),
+    "top-p of all": (Rule("top_p", 0.9),),
+    "uncut": (),
+}
+
+
+def time_sample(rows: list[Row]) -> None:
+    """The bytes of the logits count; with "4,096 seen" the kernel tallies a history of so many tokens."""
+    for v in (32_000, 128_256, 262_144):
+        for r in (1, 32):
+            logits, drawn = torch.randn(r, v, device=DEVICE) * 3, torch.empty(r, 3, dtype=torch.float64, device=DEVICE)
+            lengths = torch.full((r,), 4096, dtype=torch.int32, device=DEVICE)
+            for name, rules in (*DRAWS.items(), ("defaults, 4,096 seen", DRAWS["defaults"])):
+                tally = Tally(torch.randint(0, v, (4096,)).tolist(), 1, -1, 0, 1.1, 0.0, 0.0) if "seen" in name else None
+                given = cuda_sample.upload([SampleParams(rules, 0.37)] * r, v, DEVICE, [tally] * r)
+                call = partial(torch.ops.exltui_cuda.sample, logits, given.rows, given.points, lengths, drawn, None)
+                rows.append(Row(f"sample, {name}", f"{r} of {v:,}", time_graph([call] * 20), logits.numel() * 4))
+
+
 def time_all() -> list[Row]:
     rows: list[Row] = []
     with torch.inference_mode():
@@ -402,6 +424,7 @@ def time_all() -> list[Row]:
         time_linear(rows, "head 4096 -> 128256, 6", [(128256, [(6, 4096)])], (1, 8), head=0.0)
         time_attention(rows)
         time_small_rows(rows)
+        time_sample(rows)
         time_many(rows)
     return rows
 
