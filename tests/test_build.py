@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -116,16 +117,49 @@ def test_cxx_names_another_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("stated", "names"), [("9.0", ["90"]), ("8.0;8.6+PTX", ["80", "86"]), ("9.0a 10.0", ["90a", "100"])])
 def test_stated_gpu_architectures_are_compiled_for(stated: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", stated)
-    flags = build.cuda_architectures()
-    assert [flag.rpartition("_")[2] for flag in flags] == names
-    assert all(flag.startswith("-gencode=arch=compute_") for flag in flags)
+    assert build.cuda_architectures() == names
 
 
 def test_without_a_statement_the_gpus_here_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(8, 6), (9, 0)][index])
-    assert build.cuda_architectures() == ["-gencode=arch=compute_86,code=sm_86", "-gencode=arch=compute_90a,code=sm_90a"]
+    assert build.cuda_architectures() == ["86", "90a"]
+
+
+@pytest.mark.parametrize(
+    ("release", "codes", "stated", "cuda", "words"),
+    [
+        ("release 13.0, V13.0.88", "sm_75 sm_90 sm_120", "9.0a", "13.0", ""),
+        ("release 11.4, V11.4.1", "sm_70 sm_80 sm_86", "9.0a", "13.0", "cannot compile for sm_90a: it is too old"),
+        ("release 13.0, V13.0.88", "sm_75 sm_90", "7.0", "13.0", "cannot compile for sm_70"),
+        ("release 12.8, V12.8.93", "sm_70 sm_90", "9.0", "13.0", "nvcc 12.8 .* does not fit torch, which is built with CUDA 13.0"),
+        ("an error", "", "9.0", None, "does not say which release"),
+    ],
+)
+def test_a_cuda_compiler_that_will_not_do_is_named(
+    release: str, codes: str, stated: str, cuda: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{release}" || echo "{codes}"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(build, "cuda_compiler", lambda: str(nvcc))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(build.cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(paths, "build_dir", lambda: tmp_path / "built")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", stated)
+    if not words:
+        assert build.problem("cuda") == ""
+        return
+    assert re.search(words, build.problem("cuda")) and "install the CUDA toolkit" in build.problem("cuda")
+    with pytest.raises(BuildError, match=words):
+        build.load("cuda")
+
+
+def test_a_machine_without_a_cuda_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None if name == "nvcc" else f"/usr/bin/{name}")
+    assert "no CUDA compiler (nvcc) was found; install the CUDA toolkit" in build.problem("cuda")
 
 
 def test_importing_the_table_builds_nothing(tmp_path: Path) -> None:

@@ -61,9 +61,13 @@ def problem(device_type: str = "cpu") -> str:
     """Why the extension of ``device_type`` cannot be built, and what to do about it; "" if it can, or is there already."""
     try:
         extension = _extension(device_type)
+        if _library(extension).exists():
+            return ""
+        if device_type == "cuda":
+            _check_compiler(cuda_compiler(), cuda_architectures())
     except BuildError as error:
         return f"{error}; {error.hint}"
-    return "" if _library(extension).exists() or _ninja() else "ninja is missing; pip install ninja"
+    return "" if _ninja() else "ninja is missing; pip install ninja"
 
 
 def load(device_type: str, progress: Progress | None = None) -> None:
@@ -71,6 +75,8 @@ def load(device_type: str, progress: Progress | None = None) -> None:
     extension = _extension(device_type)
     library = _library(extension)
     if not library.exists():
+        if device_type == "cuda":
+            _check_compiler(cuda_compiler(), cuda_architectures())
         _build(extension, library, progress or (lambda done, total: None))
     try:
         torch.ops.load_library(str(library))
@@ -84,6 +90,7 @@ def _extension(device_type: str) -> Extension:
     cxx = compiler()
     if cxx is None:
         raise BuildError("no C++ compiler was found", "on Debian and Ubuntu: sudo apt install g++; on Fedora: sudo dnf install gcc-c++")
+    nvcc = cuda_compiler() if device_type == "cuda" else ""  # before torch, which has no kind word for who lacks it
     csrc = paths.csrc_dir()
     torch_flags = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     torch_flags += [f"-isystem{path}" for path in cpp_extension.include_paths(device_type)]
@@ -105,11 +112,18 @@ def _extension(device_type: str) -> Extension:
         binds = sorted(path for path in csrc.glob("bind*.cpp") if path.name != "bind_cuda.cpp")
         sources = (*binds, *sorted((csrc / "cpu").glob("*.cpp")))
         return Extension("exltui_cpu", sources, {".cpp": [*plain, *torch_flags]}, [*link, "-pthread"])
-    nvcc = cuda_compiler()
     sources = (csrc / "bind_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu")))
     commands = {
         ".cpp": [*plain, *torch_flags],
-        ".cu": [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", f"-I{csrc}", *cuda_architectures()],
+        ".cu": [
+            cuda_compiler(),
+            "-O3",
+            "-std=c++17",
+            "-Xcompiler",
+            "-fPIC",
+            f"-I{csrc}",
+            *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in cuda_architectures()),
+        ],
     }
     return Extension("exltui_cuda", sources, commands, [*link, "-lc10_cuda", "-ltorch_cuda", "-lcudart"])
 
@@ -123,15 +137,36 @@ def cuda_compiler() -> str:
     return found
 
 
+def _check_compiler(nvcc: str, targets: list[str]) -> None:
+    """Raise BuildError if ``nvcc`` is too old for ``targets``, or of another generation than torch's CUDA."""
+    release = re.search(r"release (\d+)\.(\d+)", _output([nvcc, "--version"]))
+    if release is None:
+        raise BuildError(f"{nvcc} does not say which release it is", "install the CUDA toolkit again")
+    version, wanted = f"{release[1]}.{release[2]}", torch.version.cuda
+    hint = f"install the CUDA toolkit {wanted or '12 or later'}, and put its nvcc first on the PATH"
+    known = re.findall(r"sm_(\w+)", _output([nvcc, "--list-gpu-code"]))
+    for target in targets:
+        if target.rstrip("af") not in known:
+            raise BuildError(f"nvcc {version} ({nvcc}) cannot compile for sm_{target}: it is too old, or too new", hint)
+    if wanted is not None and wanted.split(".")[0] != release[1]:
+        raise BuildError(f"nvcc {version} ({nvcc}) does not fit torch, which is built with CUDA {wanted}", hint)
+
+
+def _output(command: list[str]) -> str:
+    """What ``command`` prints; "" where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 def cuda_architectures() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST, or for the GPUs of this machine."""
+    """What to compile for: TORCH_CUDA_ARCH_LIST, or the GPUs of this machine."""
     stated = re.findall(r"(\d+)\.(\d+)(a?)(\+PTX)?", paths.environment("TORCH_CUDA_ARCH_LIST"))
     if stated:
-        names = [f"{major}{minor}{a}" for major, minor, a, _ in stated]
-    else:
-        capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        names = [f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in sorted(capabilities)]
-    return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+        return [f"{major}{minor}{a}" for major, minor, a, _ in stated]
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return [f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in sorted(capabilities)]
 
 
 def _library(extension: Extension) -> Path:
