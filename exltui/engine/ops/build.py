@@ -116,7 +116,7 @@ def _extension(device_type: str) -> Extension:
     commands = {
         ".cpp": [*plain, *torch_flags],
         ".cu": [
-            cuda_compiler(),
+            nvcc,
             "-O3",
             "-std=c++17",
             "-Xcompiler",

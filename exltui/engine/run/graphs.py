@@ -134,6 +134,7 @@ class _Verifying:
     replay: Callable[[], None]
     tokens: Tensor  # [t] i32
     batch: Batch
+    rows: Tensor  # [t] i64: not read here, but by the graph, which does not keep it
     logits: Tensor
 
     def fill(self, step: Step, scratch: int) -> None:
@@ -308,7 +309,7 @@ class DecodeGraphs:
         batch.lengths.fill_(tokens)
         batch.page_table.fill_(self._scratch)
         replay, logits = self._recorder.record(lambda: self._decoder.forward(ids, batch, self._cache.layers, rows))
-        return _Verifying(replay, ids, batch, logits)
+        return _Verifying(replay, ids, batch, rows, logits)
 
 
 def _bucket(count: int, sizes: tuple[int, ...]) -> int:
