@@ -51,7 +51,10 @@ class Staging:
         self._threads = [threading.Thread(target=self._run, name="exltui-read", daemon=True) for _ in range(min(THREADS, len(self._queue)))]
 
     def take(self, info: TensorInfo, dtype: torch.dtype) -> Tensor | None:
-        """The tensor on the GPU, or None if it is not among those that are read. Each is given once. Raises CheckpointError."""
+        """The tensor on the GPU, or None if it is not among those that are read. Each is given once.
+
+        Raises what went wrong in the threads: CheckpointError for a file, or what torch says when memory runs out.
+        """
         with self._change:
             part = self._parts.pop(info.name, None)
             if part is None:
@@ -61,7 +64,7 @@ class Staging:
             self._change.wait_for(lambda: not part.left or self._problem is not None)
             self._wanted = False
             if self._problem is not None:
-                raise CheckpointError(f"{info.file.name}: cannot be read: {self._problem}", "check the disk; download the model again")
+                raise self._problem
             self._ahead -= info.nbytes
             self._change.notify_all()
         assert part.data is not None
@@ -109,7 +112,10 @@ class Staging:
             start, buffer = index * CHUNK, buffers[turn]
             count = min(CHUNK, info.nbytes - start)
             free[turn].synchronize()
-            _read(files[path], memoryview(buffer.numpy().data)[:count], info.offset + start)
+            try:
+                _read(files[path], memoryview(buffer.numpy().data)[:count], info.offset + start)
+            except OSError as error:
+                raise CheckpointError(f"{info.file.name}: cannot be read: {error}", "check the disk; download the model again") from error
             assert part.data is not None
             with torch.cuda.stream(self._stream):
                 part.data[start : start + count].copy_(buffer[:count], non_blocking=True)
