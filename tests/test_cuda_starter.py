@@ -30,7 +30,7 @@ COUNT = 256
 NOISE = 0.05
 TIES = 6
 GREEDY = Seat(SampleParams((Rule("top_k", 1),)))
-PROMPT = "The lighthouse keeper wrote in his diary every evening. Tonight he began:"
+PROMPT = "<|im_start|>user\nWrite a long story about a lighthouse keeper and a storm.<|im_end|>\n<|im_start|>assistant\n"
 PAGES = list(range(-(-(COUNT + 40) // PAGE) + 1))[::-1]
 
 
@@ -89,19 +89,25 @@ def test_256_greedy_tokens_are_those_of_the_cpu(directory: Path) -> None:
     assert on_gpu(model, ids, wanted, rows) == (found, gaps), "two runs differ"
 
 
-@pytest.mark.parametrize("mode", ["fp16", "q8", "q6", "q4"])
-def test_a_cache_mode_gives_the_same_logits(starter_model: Path, mode: str) -> None:
-    """A prompt of 300 tokens and one decode step."""
+def test_a_cache_mode_costs_on_a_gpu_what_it_costs_on_the_cpu(starter_model: Path) -> None:
+    """290 tokens, the last of them decoded. One row can be far off in any mode, so all count; GPU and CPU round keys and values of their
+    own, so they may differ by as much as either differs from its f16 cache.
+    """
     text = (Path(__file__).parent / "data" / "thousand_tokens.md").read_text(encoding="utf-8")
     ids = Tokenizer(starter_model).encode(text)[:290]
-    found = []
+    found: dict[tuple[str, str], torch.Tensor] = {}
     for device in ("cpu", "cuda:0"):
-        runner = runner_of(load(starter_model, device=device), mode)
-        read(runner, ids[:-1], 0)
-        found.append(read(runner, ids[-1:], len(ids) - 1).cpu())
-    error = nmse(found[1], found[0])
-    log.info("cache %s: NMSE %.1e", mode, error)
-    assert error < (5e-5 if mode in ("fp16", "q8") else 2e-3)
+        model = load(starter_model, device=device)
+        for mode in ("fp16", "q8", "q6", "q4"):
+            runner = runner_of(model, mode)
+            prompt = runner.step(Step.build([Sequence(ids[:-1], 0, PAGES, "all")], model.device))
+            found[device, mode] = torch.cat([prompt, read(runner, ids[-1:], len(ids) - 1)[None]]).cpu()
+    assert nmse(found["cuda:0", "fp16"], found["cpu", "fp16"]) < 5e-5
+    for mode in ("q8", "q6", "q4"):
+        own = nmse(found["cpu", mode], found["cpu", "fp16"])
+        there, between = nmse(found["cuda:0", mode], found["cuda:0", "fp16"]), nmse(found["cuda:0", mode], found["cpu", mode])
+        log.info("cache %s: against f16 %.1e on the CPU, %.1e on the GPU; between them %.1e", mode, own, there, between)
+        assert own / 2 < there < own * 2 and between < own * 2
 
 
 def test_every_row_verifies(directory: Path) -> None:

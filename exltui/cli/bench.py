@@ -18,6 +18,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, a line each."""
     from exltui.engine.evaluate.speed import Plan, copy_rate, measure
     from exltui.engine.model.loading import load_model, resolve_device
+    from exltui.engine.ops import bind
     from exltui.engine.run.cache import parse_cache_mode
 
     load = load_options(options)
@@ -34,12 +35,13 @@ def run(options: argparse.Namespace) -> int:
     line = ProgressLine()
     try:
         directory = _synthetic(options, line) if options.synthetic else model_path(options)
+        bind(device)  # the extension and a GPU's context are no part of loading a model
+        rate = copy_rate(device)
         began = time.perf_counter()
         model = load_model(directory, dataclasses.replace(load, length=plan.longest), line, lambda: False)
         seconds = time.perf_counter() - began
     finally:
         line.end()
-    rate = copy_rate(device)
     figures = []
     if not options.json:
         weights = f"{model.name}, {model.bits_per_weight:.2f} bits a weight"
