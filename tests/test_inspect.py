@@ -8,6 +8,7 @@ import pytest
 from test_families import CASES
 from tiny_models import load, make, rewrite
 
+from exltui.cli import main
 from exltui.cli.models import _details
 from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.model.inspect import inspect
@@ -69,3 +70,11 @@ def test_what_would_be_refused_is_said(tmp_path: Path) -> None:
     assert "q_proj" in inspect(tmp_path)["refused"][0]
     rewrite(tmp_path, lambda tensors: tensors, architectures=["MambaForCausalLM"])
     assert "MambaForCausalLM is not known" in inspect(tmp_path)["refused"][0]
+
+
+def test_a_directory_with_sentencepiece_alone_is_told_the_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("Llama", tmp_path / "model", num_hidden_layers=1)
+    (tmp_path / "model" / "tokenizer.model").touch()
+    assert main(["models", "info", str(tmp_path / "model")]) == 1
+    said = capsys.readouterr().err
+    assert "a SentencePiece tokenizer.model but no tokenizer.json" in said and "save_pretrained" in said

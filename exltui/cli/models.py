@@ -109,9 +109,8 @@ def info(options: argparse.Namespace) -> int:
         print_json({**describe(model), "details": more})
     if model.problem:
         ours = model.path.parent in folders
-        raise ModelError(
-            model.problem, f"exltui models rm {model.name} removes it; then get it again" if ours else "is it a model's directory?"
-        )
+        usual = f"exltui models rm {model.name} removes it; then get it again" if ours else "is it a model's directory?"
+        raise ModelError(model.problem, next((why.partition("; ")[2] for why in more["refused"] if "writes tokenizer.json" in why), usual))
     if options.json:
         return 0 if not more["refused"] else 1
     rows = {

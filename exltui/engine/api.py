@@ -130,6 +130,29 @@ class Engine:
         """
         return len(recall(self._session, Path(file)))
 
+    @property
+    def adapters(self) -> dict[str, float]:
+        """Names and scales of the LoRA adapters that jobs use which name none in ``adapters=((NAME, SCALE), ..)``."""
+        return {adapter.name: adapter.scale for adapter in self._session.runner.adapters.adapters.values()}
+
+    def load_adapter(self, directory: str | Path, scale: float = 1.0, name: str = "") -> str:
+        """Load a LoRA adapter beside the model -> its name (that of its directory, unless given). Jobs that run go on without it.
+
+        Raises ModelError for one that does not fit the model, or that is not plain LoRA.
+        """
+        adapter = self._session.runner.adapters.load(Path(directory), name, scale)
+        self._session.runner.adapters.settle(self._session.generator.slots)
+        return adapter.name
+
+    def rescale_adapter(self, name: str, scale: float) -> None:
+        """Another scale for jobs to come. Raises ModelError for an unknown name."""
+        self._session.runner.adapters.rescale(name, scale)
+
+    def drop_adapter(self, name: str) -> None:
+        """Jobs to come do not have it. Raises ModelError for an unknown name."""
+        self._session.runner.adapters.drop(name)
+        self._session.runner.adapters.settle(self._session.generator.slots)
+
     def _submit(self, prompt: Prompt, sampling: Sampling | None, job: dict[str, Any]) -> str:
         given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)}
         spec = JobSpec(next(self._ids), sampling=sampling or Sampling(), **given, **job)

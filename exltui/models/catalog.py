@@ -171,7 +171,8 @@ def _read(path: Path, name: str, size: int) -> ModelInfo:
     try:
         config = _config(path, name)
         if not (path / "tokenizer.json").is_file():
-            raise ModelError(f"{name}: there is no tokenizer.json")
+            also = "a SentencePiece tokenizer.model but " if (path / "tokenizer.model").exists() else ""
+            raise ModelError(f"{name}: there is {also}no tokenizer.json")
         tensors = read_checkpoint(path)
         kind, bpw, parameters = _figures(config, tensors)
         problem = None
