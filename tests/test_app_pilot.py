@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from app_stage import BIG, BROKEN, STARTER, Stage
+from textual import events
 
 from exltui import protocol
 from exltui.app import start
@@ -52,6 +53,31 @@ async def test_escape_stops_a_reply_and_keeps_its_text():
         cancelled = [command for command in stage.client.sent if isinstance(command, protocol.Cancel)]
         submitted = [command for command in stage.client.sent if isinstance(command, protocol.Submit)]
         assert [command.id for command in cancelled] == [submitted[0].job.id]
+
+
+async def test_keys_that_come_in_one_packet_are_taken_in_order():
+    stage = Stage()
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.settle(pilot)
+        for key in ["a", "b", "backspace", "c", "left", "d", "home", "e", "delete", "end", "f"]:
+            stage.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await pilot.pause()
+        assert stage.app.main.prompt.text == "edcf"
+
+
+async def test_a_message_that_is_sent_before_the_chats_are_open_is_no_error():
+    stage = Stage()
+    opened = threading.Event()
+    open_file = stage.records.open
+    stage.records.open = lambda: (opened.wait(10), open_file())[1]
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await pilot.pause()
+        await pilot.press(*"Hi", "enter")
+        await pilot.pause()
+        assert not [notice for notice in stage.app._notifications if notice.severity == "error"]
+        opened.set()
+        await stage.settle(pilot)
+        assert [row.title for row in stage.app.main.sessions.rows] == ["Hi"]
 
 
 async def test_what_was_typed_while_a_reply_is_written_is_not_lost():

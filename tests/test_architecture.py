@@ -143,11 +143,11 @@ def test_there_are_no_import_cycles() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["exltui", "exltui.cli", "exltui.app", "exltui.chat", "exltui.models", "exltui.client", "exltui.settings"]
+    "module", ["exltui", "exltui.cli", "exltui.app", "exltui.chat", "exltui.models", "exltui.client", "exltui.settings", "exltui.app.start"]
 )
-def test_torch_is_not_imported_at_start(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, f"importing {module} imports torch"
+def test_torch_and_numpy_are_not_imported_at_start(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'numpy'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0, f"importing {module} imports one of them"
 
 
 SOURCES = [path for suffix in ("*.py", "*.cpp", "*.h", "*.cu", "*.cuh") for path in PACKAGE.rglob(suffix)]

@@ -77,7 +77,7 @@ class ExltuiApp(App[None]):
         self._interrupted_at = -TWICE
         self.unsaved = False  # whether something could not be written before the end
         self._left = False
-        self._chats_open = False
+        self.chats_open = False
         self._draft: str | None = None  # what stands in the prompt and is not saved yet
         self._unsaved: dict[str, Any] = {}
         self._saver: Timer | None = None
@@ -151,7 +151,7 @@ class ExltuiApp(App[None]):
         wanted = self.parts.session or last
         if wanted and not len(self.dialogue.conversation):
             self.dialogue.open(wanted, keep_prompt=bool(self.main.prompt.text))
-        self._chats_open = True
+        self.chats_open = True
         self.chats.refresh()
 
     def _saving(self, problem: ExltuiError | None) -> None:
@@ -199,6 +199,8 @@ class ExltuiApp(App[None]):
             self.errands.handle(event)
             self.queries.handle(event)
             self.desk.handle(event)
+            if isinstance(event, protocol.HostUp):
+                self.parts.settled()
             met = met or isinstance(event, protocol.Meter)
         if not self.clogged:
             self.draw_status()
@@ -277,7 +279,7 @@ class ExltuiApp(App[None]):
 
     def _keep_draft(self) -> None:
         """Save what is typed and not sent, once in a pulse at most."""
-        if self._draft is not None and self._chats_open:  # before that, nobody knows yet which chat it belongs to
+        if self._draft is not None and self.chats_open:  # before that, nobody knows yet which chat it belongs to
             draft, self._draft = self._draft, None
             self.dialogue.keep_draft(draft)
 

@@ -32,6 +32,8 @@ class ChatDesk:
         """Show the newest list of chats, and the name of this one."""
         self.name()
         self._app.context.changed()
+        if not self._app.chats_open:  # they are shown once they are
+            return
         search = self._app.main.sessions.searched
         self._app.work_aside(lambda: self._app.parts.records.rows(search), self._show, self._app.fail)
 

@@ -46,5 +46,6 @@ class Parts:
     session: str = ""  # id of the chat to open first
     notices: list[ExltuiError] = field(default_factory=list)  # what went wrong before there was a screen
     remember: Callable[[str, Any], None] = _keep_nothing  # keep a setting for the next start
+    settled: Callable[[], None] = lambda: None  # called when the engine is up, with all that it imports
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time

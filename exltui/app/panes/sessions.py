@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from exltui.app import figures
 from exltui.app.widgets.bar import spread
+from exltui.app.widgets.typing import LineInput
 from exltui.text import one_line
 
 
@@ -102,7 +103,7 @@ class SessionsPane(Vertical):
         self.searched = ""
 
     def compose(self) -> ComposeResult:
-        yield Input(id="sessions-input", compact=True)
+        yield LineInput(id="sessions-input", compact=True)
         yield SessionList(id="sessions-list", compact=True)
 
     def on_mount(self) -> None:

@@ -11,6 +11,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
+from exltui.app.widgets.typing import LineInput
+
 
 class AskScreen(ModalScreen[str | None]):
     """Gives what was typed, or None."""
@@ -25,7 +27,7 @@ class AskScreen(ModalScreen[str | None]):
         with Vertical(id="ask") as frame:
             frame.border_title = self._title
             frame.border_subtitle = "Enter takes it · Esc leaves it"
-            yield Input(self._value, placeholder=self._placeholder, compact=True, id="ask-input")
+            yield LineInput(self._value, placeholder=self._placeholder, compact=True, id="ask-input")
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:

@@ -16,6 +16,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exltui.app.widgets.bar import spread
+from exltui.app.widgets.typing import LineInput
 from exltui.errors import ExltuiError
 from exltui.text import one_line
 
@@ -70,7 +71,7 @@ class FormScreen(ModalScreen[dict[str, Any] | None]):
             frame.border_title = self._title
             frame.border_subtitle = "← → or Enter change · Del default · Esc close"
             yield OptionList(id="form-list", compact=True)
-            yield Input(compact=True, id="form-input")
+            yield LineInput(compact=True, id="form-input")
             yield Static(id="form-about")
 
     def on_mount(self) -> None:

@@ -30,6 +30,7 @@ from exltui.app.screens.loader_lines import (
     wrapped,
 )
 from exltui.app.widgets.bar import spread
+from exltui.app.widgets.typing import LineInput
 from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions
 from exltui.text import one_line
@@ -92,7 +93,7 @@ class LoaderScreen(Screen[None]):
             with Vertical(id="models") as models:
                 models.border_title = "Models"
                 models.border_subtitle = "Enter load · O options · U unload · G get · / find"
-                yield Input(id="model-input", compact=True)
+                yield LineInput(id="model-input", compact=True)
                 yield ModelList(id="model-list", compact=True)
             with VerticalScroll(id="details", can_focus=False) as details:
                 details.border_title = "Details"

@@ -16,6 +16,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exltui.app.widgets.bar import spread
+from exltui.app.widgets.typing import LineInput
 from exltui.text import one_line
 
 SHOWN = 500  # rows at most; typing finds the others
@@ -70,7 +71,7 @@ class PickScreen(ModalScreen[str | None]):
             frame.border_title = self._title
             extra = "".join(f" · {key.upper().replace('CTRL+', '^')} {word}" for key, word in self._keys.items())
             frame.border_subtitle = f"type to find · Enter choose{extra} · Esc close"
-            yield Input(self._value, placeholder="find", compact=True, id="pick-input")
+            yield LineInput(self._value, placeholder="find", compact=True, id="pick-input")
             yield OptionList(id="pick-list", compact=True)
             yield Static(id="pick-about")
 

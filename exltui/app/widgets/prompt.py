@@ -10,6 +10,7 @@ from textual.strip import Strip
 from textual.widgets import TextArea
 
 from exltui.app.widgets.commands import CommandMenu
+from exltui.app.widgets.typing import KeysInOrder
 from exltui.text import visible
 
 LONG_TEXT = 8_000  # characters; longer pastes stand aside behind a short mark
@@ -18,7 +19,7 @@ SEND = ("enter",)
 NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter", "newline")
 
 
-class PromptBox(TextArea):
+class PromptBox(KeysInOrder, TextArea):
     """Where a message is written. Enter sends; Ctrl+J, Shift+Enter and Alt+Enter make a new line.
 
     Up in the first row and Down in the last walk through the history; what was being written stays at its end. A long paste is kept
@@ -99,7 +100,7 @@ class PromptBox(TextArea):
         elif event.key in NEW_LINE:
             action = self.action_new_line
         else:
-            return  # the text area's own handler comes next
+            return  # the other handlers come next
         event.stop()
         event.prevent_default()
         action()
