@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 import pytest
 from app_stage import Speaker, Stage
 from rich.cells import cell_len
 from textual.drivers.headless_driver import HeadlessDriver
+from textual.widget import Widget
 
 from exltui.app.linear import LinearChat
-from exltui.app.link import WatchedFile, plain_sign, wants_plain_signs, watched
+from exltui.app.link import QUESTION, WatchedFile, plain_sign, wants_plain_signs, watched
+from exltui.app.widgets.slowly import CELLS
 
 TIDES = "Why are there tides?"
 
@@ -35,6 +38,104 @@ def test_what_the_terminal_has_not_taken_is_known():
     file.flush()
     assert not file.waiting
     assert file.written == "frame"
+
+
+class Line:
+    """A terminal at the end of a line of so many bytes a second, whose time is counted and not waited for."""
+
+    def __init__(self, rate: float, away: float = 0.0) -> None:
+        self.now, self._free = 0.0, 0.0
+        self._rate, self._away = rate, away
+        self._answers: deque[float] = deque()
+        self.file = WatchedFile(self, lambda: self.now)
+
+    def write(self, text: str) -> None:
+        self._free = max(self.now, self._free) + len(text.encode()) / self._rate
+        self._answers += [self._free + self._away] * text.count(QUESTION)
+
+    def flush(self) -> None: ...
+
+    def send(self, size: int) -> None:
+        self.file.write("x" * size)
+        self.file.flush()
+
+    def wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._answers and self._answers[0] <= end:
+            self.now = max(self.now, self._answers.popleft())
+            self.file.answered()
+        self.now = end
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the terminal would show something that is sent now."""
+        return max(0.0, self._free - self.now)
+
+
+def test_a_slow_line_is_known_by_the_answers_and_nothing_is_sent_ahead_of_it():
+    line = Line(960)
+    line.send(len(QUESTION))
+    line.file.write(QUESTION)  # as Textual asks at the start
+    line.send(4000)
+    assert not line.file.slow
+    line.wait(6)
+    late = []
+    for _ in range(600):  # half a minute of frames
+        line.wait(0.05)
+        if not line.file.waiting:
+            line.send(200)
+        late.append(line.delay)
+    assert line.file.slow
+    assert max(late[100:]) < 0.5
+    assert min(late[100:]) == 0 or sum(late[100:]) / 500 < 0.4, "the line is not left idle for long"
+
+
+@pytest.mark.parametrize("away", [0.0, 0.3])
+def test_a_fast_line_is_never_slow_however_far_away_its_end_is(away):
+    line = Line(1e6, away)
+    line.file.write(QUESTION)
+    line.send(8000)
+    line.wait(1)
+    sent = 0
+    for _ in range(200):
+        line.wait(0.05)
+        if not line.file.waiting:
+            line.send(200)
+            sent += 1
+        assert not line.file.slow
+    assert sent > 150, "frames do not wait for the answer of the one before"
+
+
+def test_a_terminal_that_never_answers_is_asked_no_more_and_never_waited_for():
+    line = Line(1e6)
+    file = WatchedFile(SlowFile(), lambda: line.now)
+    file.write(QUESTION)
+    for _ in range(100):
+        line.now += 0.1
+        file.write("frame")
+        file.flush()
+        assert not file.waiting
+    assert file._file.written.count(QUESTION) == 1
+
+
+async def test_on_a_slow_line_a_page_comes_in_parts_and_comes_whole():
+    stage = Stage(client=Speaker(["word " * 900]))
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        stage.app._link = WatchedFile(SlowFile())
+        stage.app._link._rate = 960.0
+        await stage.say(pilot, TIDES)
+        talk = stage.app.main.talk
+        await stage.until(pilot, lambda: talk.scroll_offset.y > 0)
+        assert len(talk._owed) > 10, "a page was turned, and its rows wait"
+        painted, owed = [], set(talk._owed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Widget, "refresh", lambda self, *regions, **_: painted.extend(regions) or self)
+            while talk._owed:
+                before = sum(region.area for region in painted)
+                talk._pay()
+                assert sum(region.area for region in painted) - before <= CELLS + 80
+        assert {region.y for region in painted} == owed
 
 
 def test_a_driver_without_a_terminal_stays_as_it_is():

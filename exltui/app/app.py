@@ -75,6 +75,7 @@ class ExltuiApp(App[None]):
         self.parts = parts
         self.observed = Observed(parts.clock)
         self._interrupted_at = -TWICE
+        self._status_at = 0.0  # when the figures were drawn last
         self.unsaved = False  # whether something could not be written before the end
         self._left = False
         self.chats_open = False
@@ -88,7 +89,7 @@ class ExltuiApp(App[None]):
         for theme in parts.themes:
             self.register_theme(theme)
         self.theme = parts.theme if parts.theme in self.available_themes else "textual-dark"
-        self.main = MainScreen(self.observed, parts.sampling or Sampling(), parts.now, lambda: not self.clogged)
+        self.main = MainScreen(self.observed, parts.sampling or Sampling(), parts.now, lambda: self._link)
         self.view, self.preparer = ScreenView(self), parts.preparer
         self.dialogue = Dialogue(parts.client, self.observed, self.view, parts.records, self.work_aside, parts.preparer)
         self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling or Sampling(), parts.max_new_tokens
@@ -112,6 +113,11 @@ class ExltuiApp(App[None]):
     def clogged(self) -> bool:
         """Whether the terminal has not taken yet what was sent to it: a further frame would only wait behind that, and a key's echo too."""
         return self._link is not None and self._link.waiting
+
+    def on_terminal_supports_synchronized_output(self) -> None:
+        """The terminal has answered a question: see ``WatchedFile``."""
+        if self._link is not None:
+            self._link.answered()
 
     def get_default_screen(self) -> Screen:
         return self.main
@@ -202,7 +208,8 @@ class ExltuiApp(App[None]):
             if isinstance(event, protocol.HostUp):
                 self.parts.settled()
             met = met or isinstance(event, protocol.Meter)
-        if not self.clogged:
+        if not self.clogged and not (self._link is not None and self._link.slow and self.parts.clock() - self._status_at < PULSE):
+            self._status_at = self.parts.clock()  # on a slow line the figures leave room for the words
             self.draw_status()
             if met and self.main.query("#devices"):
                 self.main.devices.show()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -34,20 +36,71 @@ PLAIN_SIGNS = {
 }  # fmt: skip
 
 
-class WatchedFile:
-    """The terminal's file, which knows whether something waits in it."""
+QUESTION = "\x1b[?2026$p"  # whether there is synchronised output, which Textual asks too: the answer is no key
+LARGE = 2500  # bytes; so many tell how fast the line is, fewer only how far away its end is and how busy this machine
+SLOW = 4000  # bytes a second below which a whole pane is too much at once
+AHEAD = 0.15  # seconds' worth of bytes that may be under way
+PATIENCE = 60.0  # seconds after which an answer does not come any more
 
-    def __init__(self, file: Any) -> None:
+
+class WatchedFile:
+    """The terminal's file, which knows how much of what was written the terminal has not taken yet.
+
+    What waits in the file is seen by its ``flush``. Beyond it there are buffers of kilobytes, seconds on a slow line; so a terminal that
+    has answered a question once is asked again behind every frame, and its answer says that it has got so far.
+    """
+
+    def __init__(self, file: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
-        self.waiting = False
+        self._clock = clock
+        self._held = False  # something is written and not flushed
+        self._since: float | None = None  # when the first was written that no question stands behind
+        self._answers = False
+        self._sent = self._taken = 0  # bytes
+        self._asked: deque[tuple[int, float]] = deque()  # bytes sent up to each open question, and when the first was
+        self._rate: float | None = None  # bytes a second, of the last large frame
+        self._answered_at = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether so much is under way that a further frame, and a key's echo behind it, would come late."""
+        if self._asked and self._clock() - self._asked[-1][1] > PATIENCE:
+            self._asked.clear()
+        under_way = self._asked[-1][0] - self._taken if self._asked else 0
+        return self._held or under_way > (self._rate or SLOW) * AHEAD
+
+    @property
+    def slow(self) -> bool:
+        """Whether the line carries so little that a pane should be repainted in parts."""
+        return self._rate is not None and self._rate < SLOW
+
+    def answered(self) -> None:
+        """The terminal has answered a question: it has taken everything before that."""
+        self._answers = True
+        if not self._asked:
+            return
+        now = self._clock()
+        sent, asked = self._asked.popleft()
+        size = sent - self._taken
+        if size >= LARGE:
+            self._rate = size / max(0.001, now - max(asked, self._answered_at))
+        self._taken, self._answered_at = sent, now
 
     def write(self, text: str) -> None:
-        self.waiting = True
+        self._held = True
+        if self._since is None:
+            self._since = self._clock()
+        self._sent += len(text.encode())
+        if QUESTION in text:
+            self._asked.append((self._sent, self._since))
+            self._since = None
         self._file.write(text)
 
     def flush(self) -> None:
+        if self._answers and self._since is not None:
+            self.write(QUESTION)
         self._file.flush()
-        self.waiting = False
+        self._held = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events, on
@@ -10,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 from textual.widgets import TextArea
 
@@ -17,17 +17,28 @@ from exltui.app.actions import MESSAGE_ACTIONS
 from exltui.app.transcript import Transcript
 from exltui.app.widgets.commands import CommandMenu
 from exltui.app.widgets.prompt import PromptBox
+from exltui.app.widgets.slowly import Bar, InParts, Link
 from exltui.text import one_line
 
 
-class Talk(Transcript):
+class Talk(InParts, Transcript):
     """The transcript with message keys. They work on the message under the cursor, or the last one when there is no cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in MESSAGE_ACTIONS]
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, link: Link, *, id: str | None = None) -> None:
+        self.repaint_in_parts(link)
         super().__init__(id=id)
+        self.ready = lambda: (file := link()) is None or not file.waiting
         self._digit: int | None = None
+
+    @property
+    def vertical_scrollbar(self) -> ScrollBar:
+        """One that is repainted in parts, too."""
+        if self._vertical_scrollbar is None:
+            self._vertical_scrollbar = Bar(self.link, self.scrollbar_size_vertical)
+            self.app._start_widget(self, self._vertical_scrollbar)
+        return self._vertical_scrollbar
 
     def render_line(self, y: int) -> Strip:
         """The row on the pane's own ground: what has no colour of its own must not show the terminal's."""
@@ -53,17 +64,15 @@ HINT = "Enter sends · Ctrl+J new line · / commands"
 class ConversationPane(Vertical):
     """Transcript over prompt, with the chat's title and the model's name in the frame."""
 
-    def __init__(self, ready: Callable[[], bool], *, id: str | None = None) -> None:
+    def __init__(self, link: Link, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._ready = ready
+        self._link = link
         self._title = ""
         self._model = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="talk"):
-            talk = Talk(id="transcript")
-            talk.ready = self._ready
-            yield talk
+            yield Talk(self._link, id="transcript")
         yield CommandMenu(id="commands")
         with Vertical(id="asking") as asking:
             asking.border_subtitle = HINT

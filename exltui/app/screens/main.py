@@ -15,25 +15,26 @@ from exltui.app.panes.devices import DevicesPane
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
 from exltui.app.widgets.prompt import PromptBox
+from exltui.app.widgets.slowly import Link
 from exltui.app.widgets.status import StatusLine
 from exltui.protocol import Sampling
 
 
 class MainScreen(Screen[None]):
-    """What stands where. What it shows is put in by the app. ``ready``: whether the terminal can take a frame."""
+    """What stands where. What it shows is put in by the app. ``link``: the way to the terminal, None where there is none to watch."""
 
     AUTO_FOCUS = "#prompt"
 
-    def __init__(self, observed: Observed, sampling: Sampling, now: Callable[[], float], ready: Callable[[], bool]) -> None:
+    def __init__(self, observed: Observed, sampling: Sampling, now: Callable[[], float], link: Link) -> None:
         super().__init__()
         self._observed = observed
         self._sampling = sampling
-        self._now, self._ready = now, ready
+        self._now, self._link = now, link
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="body"):
             yield SessionsPane(self._now, id="sessions")
-            yield ConversationPane(self._ready, id="centre")
+            yield ConversationPane(self._link, id="centre")
             with Vertical(id="side"):
                 yield SamplerPane(self._sampling, Sampling(), id="sampler")
                 yield DevicesPane(self._observed, id="devices")
