@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 from exltui.errors import Cancelled, DownloadError
-from exltui.models import starter
+from exltui.models import gguf_convert, starter
 from exltui.models.catalog import find_models
 from exltui.models.gguf_convert import hugging_face_name, unpermute
 from exltui.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ class Source:
         }.items():
             monkeypatch.setattr(starter, name, value)
         monkeypatch.setattr(starter, "run_watched", self.run)
-        monkeypatch.setattr(starter, "convert", self.convert)
+        monkeypatch.setattr(gguf_convert, "convert", self.convert)
 
     def convert(self, gguf: Path, directory: Path, progress: Callable[[int, int], None]) -> None:
         self.converter(gguf, directory, progress)
