@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from textual import on
 from textual.app import App
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.color import Color
+from textual.command import CommandPalette
+from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Input, TextArea
+from textual.widget import Widget
+from textual.widgets import Input, OptionList, TextArea
 
 from exltui import paths, protocol
 from exltui.app.actions import APP_ACTIONS, BY_ID, COMMANDS, DO
@@ -350,6 +354,23 @@ class ExltuiApp(App[None]):
         self.dialogue.new_chat()
         self.show_purpose()
         self.main.prompt.focus()
+
+    def pop_screen(self) -> AwaitComplete:
+        """Close what is on top; the main screen stays."""
+        return super().pop_screen() if len(self.screen_stack) > 1 else AwaitComplete.nothing()
+
+    async def run_action(
+        self, action: Any, default_namespace: DOMNode | None = None, namespaces: Mapping[str, DOMNode] | None = None
+    ) -> bool:
+        """Do what a key asks for, unless the screen that had it was closed by the key before, or is not there yet: keys come in packets."""
+        if isinstance(default_namespace, Widget):
+            screen = next((node for node in default_namespace.ancestors_with_self if isinstance(node, Screen)), None)
+            if screen is None or screen not in self.screen_stack or not screen.is_mounted:
+                return False
+            lists = default_namespace.query(OptionList).nodes if isinstance(default_namespace, CommandPalette) else [default_namespace]
+            if any(isinstance(node, OptionList) and not node.size for node in lists):  # Textual's list has no lines before it is laid out
+                return False
+        return await super().run_action(action, default_namespace, namespaces)
 
     # ── panes, models, help ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -83,8 +83,9 @@ class ContextDesk:
         self._counting = False
         self.budget = budget
         self._app.main.conversation.show_budget(budget_line(budget))
-        if isinstance(self._app.screen, ContextScreen):
-            self._app.screen.show(budget)
+        screen = self._app.screen
+        if isinstance(screen, ContextScreen) and screen.query("#context-list"):  # it counts again once it has it
+            screen.show(budget)
         if self._again:
             self._again = False
             self.count()
@@ -99,7 +100,6 @@ class ContextDesk:
             return
         self._app.to_main()
         self._app.push_screen(ContextScreen(self._app))
-        self.count()
 
     # ── what is in it ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -29,10 +29,15 @@ class ModelDesk:
         self._app = app
         self._models: list[ModelInfo] = []
         self._scanned = False
-        self._screen: LoaderScreen | None = None
         self._transfer: Transfer | None = None
         self._cancelled = threading.Event()
         self._first = True  # the model of the start is still to be chosen
+
+    @property
+    def _screen(self) -> LoaderScreen | None:
+        """The loader while it is open and has its list; other keys than its own may have closed it."""
+        open_ones = (screen for screen in self._app.screen_stack if isinstance(screen, LoaderScreen))
+        return next((screen for screen in open_ones if screen.query("#model-list")), None)
 
     @property
     def busy(self) -> bool:
@@ -76,10 +81,9 @@ class ModelDesk:
 
     def open(self) -> None:
         """Show the loader."""
-        if self._screen is not None:
+        if any(isinstance(screen, LoaderScreen) for screen in self._app.screen_stack):
             return
         screen = LoaderScreen(self._app.observed, self._app.parts.library.offer, self._app.parts.options, self)
-        self._screen = screen
         if self._scanned:
             screen.show_models(self._models, self._app.parts.library.folders)
         screen.show_transfer(self._transfer)
@@ -87,7 +91,6 @@ class ModelDesk:
         self.scan()
 
     def _closed(self) -> None:
-        self._screen = None
         if self._transfer is not None and not self._transfer.running:
             self._transfer = None
         self._app.main.prompt.focus()
@@ -218,7 +221,7 @@ class ModelDesk:
 
     def _redraw(self) -> None:
         self._app.chats.name()
-        if self._screen is not None and self._screen.is_mounted:
+        if self._screen is not None:
             self._screen.refresh_list()
 
     def _draw(self) -> None:
@@ -227,5 +230,5 @@ class ModelDesk:
 
     def tick(self) -> None:
         """Draw the progress of what runs."""
-        if self._screen is not None and self._screen.is_mounted and (self.busy or self._app.observed.loading is not None):
+        if self._screen is not None and (self.busy or self._app.observed.loading is not None):
             self._screen.show_progress()

@@ -7,7 +7,7 @@ token on every turn, a newline before the end of the system prompt), the family'
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Format:
 
 
 _HEADER = "<|start_header_id|>{role}<|end_header_id|>\n\n"
+_TURN = "<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>{}<|END_OF_TURN_TOKEN|>"
 # The more telling a mark is, the earlier: <|end|> is in many vocabularies.
 FORMATS = {
     form.name: form
@@ -93,6 +94,35 @@ FORMATS = {
             mark="[INST]",
         ),
         Format(
+            "cohere",
+            begin="<BOS_TOKEN>",
+            system=_TURN.replace("{role}", "SYSTEM"),
+            user=_TURN.replace("{role}", "USER"),
+            assistant=_TURN.replace("{role}", "CHATBOT"),
+            opening="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+            stops=("<|END_OF_TURN_TOKEN|>",),
+            mark="<|CHATBOT_TOKEN|>",
+        ),
+        Format(
+            "granite3",
+            system="<|start_of_role|>system<|end_of_role|>{}<|end_of_text|>\n",
+            user="<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n",
+            assistant="<|start_of_role|>assistant<|end_of_role|>{}<|end_of_text|>\n",
+            opening="<|start_of_role|>assistant<|end_of_role|>",
+            stops=("<|end_of_text|>",),
+            mark="<|start_of_role|>",
+        ),
+        Format(
+            "glm",
+            begin="[gMASK]<sop>",
+            system="<|system|>\n{}",
+            user="<|user|>\n{}",
+            assistant="<|assistant|>\n{}",
+            opening="<|assistant|>\n",
+            stops=("<|user|>", "<|endoftext|>"),
+            mark="[gMASK]",
+        ),
+        Format(
             "phi3",
             system="<|system|>\n{}<|end|>\n",
             user="<|user|>\n{}<|end|>\n",
@@ -120,6 +150,58 @@ FORMATS = {
             strip=True,
         ),
         Format(
+            "deepseek",
+            begin="<｜begin▁of▁sentence｜>",
+            system="{}\n",
+            user="### Instruction:\n{}\n",
+            assistant="### Response:\n{}\n<|EOT|>\n",
+            opening="### Response:\n",
+            stops=("<|EOT|>", "### Instruction"),
+        ),
+        Format(
+            "solar",
+            begin="<s>",
+            system="### System:\n{}\n\n",
+            user="### User:\n{}\n\n",
+            assistant="### Assistant:\n{}\n\n",
+            opening="### Assistant:\n",
+            stops=("</s>", "\n### User"),
+        ),
+        Format(
+            "openchat",
+            begin="<s>",
+            system="{}<|end_of_turn|>",
+            user="GPT4 Correct User: {}<|end_of_turn|>",
+            assistant="GPT4 Correct Assistant: {}<|end_of_turn|>",
+            opening="GPT4 Correct Assistant:",
+            stops=("<|end_of_turn|>", "<|endoftext|>", "GPT4 Correct User:"),
+        ),
+        Format(
+            "nous",
+            begin="<s>",
+            system="{}\n\n",
+            user="USER:\n{}\n\n",
+            assistant="ASSISTANT:\n{}</s>",
+            opening="ASSISTANT:\n",
+            stops=("</s>", "\nUSER:"),
+        ),
+        Format(
+            "granite",
+            system="System:\n{}\n\n",
+            user="Question:\n{}\n\n",
+            assistant="Answer:\n{}\n\n",
+            opening="Answer:\n",
+            stops=("\n\nQuestion:",),
+        ),
+        Format(
+            "raw",
+            system="{}\n",
+            user="User: {}\n",
+            assistant="Assistant: {}\n",
+            opening="Assistant:",
+            stops=("\nUser:", "\nUSER:", "\nuser:"),
+        ),
+        Format(
             "plain",
             system="{}\n\n",
             user="User: {}\n",
@@ -128,6 +210,14 @@ FORMATS = {
             stops=("\nUser:",),
         ),
     )
+}
+
+
+# Those that are others under a name that people know, or but for one thing.
+FORMATS |= {
+    "codellama": replace(FORMATS["llama2"], name="codellama"),
+    "tinyllama": replace(FORMATS["chatml"], name="tinyllama", mark=""),
+    "qwq": replace(FORMATS["chatml"], name="qwq", mark="", opening="<|im_start|>assistant\n<think>\n"),
 }
 
 

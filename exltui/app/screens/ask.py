@@ -11,10 +11,11 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.typing import LineInput
 
 
-class AskScreen(ModalScreen[str | None]):
+class AskScreen(ClosesOnce, ModalScreen[str | None]):
     """Gives what was typed, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Close", id="ask.close")]

@@ -10,10 +10,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.transcript import Entry, Transcript
 
 
-class CandidatesScreen(Screen[str | None]):
+class CandidatesScreen(ClosesOnce, Screen[str | None]):
     """Gives the id of the reply that is to be read on, or None. In a narrow terminal one column is seen at a time."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

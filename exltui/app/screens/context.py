@@ -13,6 +13,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from exltui.app import figures
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import bar, segments, spread
 from exltui.chat.budget import Budget, Share
 from exltui.text import one_line
@@ -30,7 +31,7 @@ COLOURS = {"system": "$secondary", "user": "$accent", "assistant": "$primary"}
 BAR = 12  # cells of a message's own bar
 
 
-class ContextScreen(ModalScreen[None]):
+class ContextScreen(ClosesOnce, ModalScreen[None]):
     """Pin, drop, summarise; what is shown is what the next message would be sent with."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -54,6 +55,9 @@ class ContextScreen(ModalScreen[None]):
             frame.border_subtitle = "P pin · X do not send · S summarise · N note · Esc close"
             yield Static("Counting", id="context-sum")
             yield OptionList(id="context-list", compact=True)
+
+    def on_mount(self) -> None:
+        self._owner.context.count()
 
     @property
     def _list(self) -> OptionList:

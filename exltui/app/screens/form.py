@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import spread
 from exltui.app.widgets.typing import LineInput
 from exltui.errors import ExltuiError
@@ -37,7 +38,7 @@ class Row:
     show: Callable[[Any], str] = lambda value: "" if value is None else str(value)
 
 
-class FormScreen(ModalScreen[dict[str, Any] | None]):
+class FormScreen(ClosesOnce, ModalScreen[dict[str, Any] | None]):
     """Tells ``changed`` of every value as it changes. The result is all values when ``Enter`` on the last line was pressed, else None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

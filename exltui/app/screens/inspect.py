@@ -16,6 +16,7 @@ from exltui.app.figures import DASH
 from exltui.app.inspect import InspectedReply
 from exltui.app.scope import shown
 from exltui.app.screens.microscope import Ask
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import bar
 from exltui.protocol import Explained
 from exltui.text import visible
@@ -24,7 +25,7 @@ HEAT = ((0.8, ""), (0.5, "$success"), (0.2, "$warning"), (0.0, "$error"))  # col
 NEAR = 400  # tokens on either side of the cursor that are drawn
 
 
-class InspectScreen(ModalScreen[tuple[int, str] | None]):
+class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
     """Gives the place of a token and the text that is to stand there instead, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

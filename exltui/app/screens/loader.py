@@ -29,6 +29,7 @@ from exltui.app.screens.loader_lines import (
     transfer_lines,
     wrapped,
 )
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import spread
 from exltui.app.widgets.typing import LineInput
 from exltui.models.catalog import ModelInfo
@@ -67,7 +68,7 @@ class ModelList(OptionList):
     ]
 
 
-class LoaderScreen(Screen[None]):
+class LoaderScreen(ClosesOnce, Screen[None]):
     """Models on the left, the chosen one's details on the right, load options and progress below."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Cancel or close", id="loader.back")]

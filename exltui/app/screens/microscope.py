@@ -17,6 +17,7 @@ from exltui.app.fields import replaced
 from exltui.app.inspect import InspectedReply
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.scope import columns, scope_lines, shown
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.screens.order import OrderScreen
 from exltui.protocol import Explained, QueryFailed, Sampling
 from exltui.sampling import stages
@@ -24,7 +25,7 @@ from exltui.sampling import stages
 Ask = Callable[[int, Sampling | None, Callable[[Explained], None], Callable[[QueryFailed], None]], None]
 
 
-class MicroscopeScreen(Screen[Sampling | None]):
+class MicroscopeScreen(ClosesOnce, Screen[Sampling | None]):
     """``ask`` has the engine say what settings make of the token at a place. Gives settings that are to be used from now on, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -14,10 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from exltui.app.screens.once import ClosesOnce
 from exltui.sampling import ORDER
 
 
-class OrderScreen(ModalScreen[str | None]):
+class OrderScreen(ClosesOnce, ModalScreen[str | None]):
     """Gives the stages with commas, "" for the usual order, or None when it is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

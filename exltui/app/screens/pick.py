@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import spread
 from exltui.app.widgets.typing import LineInput
 from exltui.text import one_line
@@ -33,7 +34,7 @@ class Choice:
     about: str = ""  # shown below the list while the cursor is on it
 
 
-class PickScreen(ModalScreen[str | None]):
+class PickScreen(ClosesOnce, ModalScreen[str | None]):
     """Gives the key of the row that was chosen, or None. ``looked_at`` is told of every row that the cursor reaches.
 
     ``keys`` are further keys that end the choice: the result is then ``KEY:`` and the row's key.
@@ -71,7 +72,9 @@ class PickScreen(ModalScreen[str | None]):
             frame.border_title = self._title
             extra = "".join(f" · {key.upper().replace('CTRL+', '^')} {word}" for key, word in self._keys.items())
             frame.border_subtitle = f"type to find · Enter choose{extra} · Esc close"
-            yield LineInput(self._value, placeholder="find", compact=True, id="pick-input")
+            line = LineInput(self._value, placeholder="find", compact=True, id="pick-input")
+            line.leaves = self._keys
+            yield line
             yield OptionList(id="pick-list", compact=True)
             yield Static(id="pick-about")
 

@@ -11,8 +11,10 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from exltui.app.screens.once import ClosesOnce
 
-class SheetScreen(ModalScreen[None]):
+
+class SheetScreen(ClosesOnce, ModalScreen[None]):
     """Esc, q, F1 or ? closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
