@@ -2,6 +2,7 @@
 // that a user's model can get wrong and raises the project's own errors; the checks here keep memory safe.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -12,6 +13,7 @@
 #include "cpu/inputs.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
+#include "cpu/slab.h"
 #include "cpu/steps.h"
 
 namespace {
@@ -175,12 +177,12 @@ Tensor pack(const Tensor& w, int64_t format, const OptionalTensor& scales, const
     if (gptq) source.zeros = integers(op, "size of the zeros", *zeros, to.group_count * to.n);
   }
   const int64_t blocks = (to.n + BLOCK - 1) / BLOCK;
-  Tensor data = at::empty({blocks, to.block_bytes}, w.options().dtype(at::kByte));
-  char* out = static_cast<char*>(data.mutable_data_ptr());
+  const std::shared_ptr<char> memory = take_slab(blocks * to.block_bytes);
+  char* out = memory.get();
   parallel_for(blocks, [&](int64_t b, int64_t e) {
     for (int64_t block = b; block < e; ++block) kernels->pack(to, source, block, out + block * to.block_bytes);
   });
-  return data;
+  return at::from_blob(out, {blocks, to.block_bytes}, [memory](void*) {}, w.options().dtype(at::kByte));
 }
 
 OptionalNorm read_norm(const char* op, const OptionalTensor& weight, const OptionalTensor& bias, double eps, bool rms, double offset, int64_t k) {

@@ -24,6 +24,8 @@ struct V {
   static V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
   static V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
   static V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static V least(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }  // b if one is NaN
+  static V greatest(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
   static void transpose(V (&m)[16]) {
     __m512 a[16], b[16];
     for (int i = 0; i < 16; i += 2) {
@@ -54,6 +56,7 @@ struct VI {
   __m512i v;
   static VI zero() { return {_mm512_setzero_si512()}; }
   static VI load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+  static VI bits_of(V x) { return {_mm512_castps_si512(x.v)}; }
   static VI broadcast4(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -41,6 +41,8 @@ struct V {
   static V add(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
   static V sub(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
   static V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static V least(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }  // b if one is NaN
+  static V greatest(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
   static void transpose(V (&m)[8]) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
@@ -70,6 +72,7 @@ struct VI {
   __m256i v;
   static VI zero() { return {_mm256_setzero_si256()}; }
   static VI load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  static VI bits_of(V x) { return {_mm256_castps_si256(x.v)}; }
   static VI broadcast4(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

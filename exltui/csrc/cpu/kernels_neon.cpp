@@ -31,6 +31,8 @@ struct V {
   static V add(V a, V b) { return {vaddq_f32(a.v, b.v)}; }
   static V sub(V a, V b) { return {vsubq_f32(a.v, b.v)}; }
   static V mul(V a, V b) { return {vmulq_f32(a.v, b.v)}; }
+  static V least(V a, V b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }  // b if one is NaN
+  static V greatest(V a, V b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
   static void transpose(V (&m)[4]) {
     const float32x4x2_t low = vtrnq_f32(m[0].v, m[1].v), high = vtrnq_f32(m[2].v, m[3].v);
     for (int i = 0; i < 2; ++i) {
@@ -47,6 +49,7 @@ struct VI {
   uint32x4_t v;
   static VI zero() { return {vdupq_n_u32(0)}; }
   static VI load(const uint32_t* p) { return {vld1q_u32(p)}; }
+  static VI bits_of(V x) { return {vreinterpretq_u32_f32(x.v)}; }
   static VI broadcast4(const int8_t* p) {
     uint32_t four;
     __builtin_memcpy(&four, p, 4);

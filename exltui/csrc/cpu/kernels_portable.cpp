@@ -59,6 +59,14 @@ struct V {
     for (int i = 0; i < WIDTH; ++i) a.v[i] *= b.v[i];
     return a;
   }
+  static V least(V a, V b) {  // b if one is NaN
+    for (int i = 0; i < WIDTH; ++i) b.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return b;
+  }
+  static V greatest(V a, V b) {
+    for (int i = 0; i < WIDTH; ++i) b.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return b;
+  }
   static void transpose(V (&m)[WIDTH]) {
     for (int i = 0; i < WIDTH; ++i)
       for (int j = 0; j < i; ++j) {
@@ -89,6 +97,9 @@ struct VI {
   }
   static VI load(const uint32_t* p) {
     return each([&](int i) { return p[i]; });
+  }
+  static VI bits_of(V x) {
+    return each([&](int i) { return float_to_bits(x.v[i]); });
   }
   static VI broadcast4(const int8_t* p) {
     uint32_t four;

@@ -34,29 +34,51 @@ inline void pack_unit(const Codes& codes, int bits, uint32_t* out) {
 }
 
 // 32 in-features of 32 rows of a plain weight. 4 bits: from the least to the greatest value (or 0), in 15 steps. 8 bits: from minus to
-// plus the greatest magnitude, 127 steps each.
+// plus the greatest magnitude, 127 steps each. Rows past the last are zero.
 template <Type type>
-inline void plain_unit(const Source& source, int bits, int64_t column, int64_t row, uint16_t* head, Codes* codes) {
-  for (int c = 0; c < BLOCK; ++c) {
-    float value[UNIT] = {}, low = 0.0f, high = 0.0f;
-    if (column + c < source.n)
-      for (int i = 0; i < UNIT; ++i) value[i] = load_one<type>(source.w, (column + c) * source.k + row + i);
-    for (int i = 0; i < UNIT; ++i) low = value[i] < low ? value[i] : low;
-    for (int i = 0; i < UNIT; ++i) high = value[i] > high ? value[i] : high;
-    const float wanted = bits == 4 ? (high - low) / 15.0f : (high > -low ? high : -low) / 127.0f;
-    head[c] = float_to_half(wanted);
-    const float scale = half_to_float(head[c]), inverse = scale > 0.0f ? 1.0f / scale : 0.0f, top = bits == 4 ? 15.0f : 255.0f;
-    float zero = 128.0f;
-    if (bits == 4) {
-      head[BLOCK + c] = float_to_half(-low * inverse);
-      zero = half_to_float(head[BLOCK + c]);
+inline void plain_unit(const Source& source, int bits, int64_t column, int64_t row, uint16_t* head, uint32_t* out) {
+  const float top = bits == 4 ? 15.0f : 255.0f;
+  V value[VECTORS][UNIT];  // [.., in-feature], a lane for each column
+  for (int c = 0; c < VECTORS; ++c)
+    for (int64_t i = 0; i < UNIT; i += WIDTH) {
+      V(&block)[WIDTH] = *reinterpret_cast<V(*)[WIDTH]>(value[c] + i);
+      for (int r = 0; r < WIDTH; ++r) {
+        const int64_t from = column + c * WIDTH + r;
+        block[r] = from < source.n ? load_weight<type>(source.w, from * source.k + row + i) : V::zero();
+      }
+      V::transpose(block);
     }
-    for (int i = 0; i < UNIT; ++i) {
-      float code = __builtin_nearbyintf(value[i] * inverse + zero);
-      code = code > 0.0f ? (code < top ? code : top) : 0.0f;
-      codes->code[i][c] = static_cast<uint8_t>(code);
+  uint32_t quad[8][BLOCK];
+  for (int c = 0; c < VECTORS; ++c) {
+    V low = V::zero(), high = V::zero();
+    for (const V& each : value[c]) low = V::least(each, low), high = V::greatest(each, high);
+    float lows[WIDTH], highs[WIDTH], inverses[WIDTH], zeros[WIDTH];
+    low.store(lows);
+    high.store(highs);
+    for (int j = 0; j < WIDTH; ++j) {
+      uint16_t* to = head + c * WIDTH + j;
+      *to = float_to_half(bits == 4 ? (highs[j] - lows[j]) / 15.0f : (highs[j] > -lows[j] ? highs[j] : -lows[j]) / 127.0f);
+      const float scale = half_to_float(*to);
+      inverses[j] = scale > 0.0f ? 1.0f / scale : 0.0f;
+      zeros[j] = 128.0f;
+      if (bits == 4) {
+        to[BLOCK] = float_to_half(-lows[j] * inverses[j]);
+        zeros[j] = half_to_float(to[BLOCK]);
+      }
+    }
+    const V inverse = V::load(inverses), zero = V::load(zeros);
+    for (int q = 0; q < 8; ++q) {
+      VI codes = VI::zero();
+      for (int byte = 0; byte < 4; ++byte) {
+        const V code = V::least(V::greatest(V::fma(value[c][4 * q + byte], inverse, zero), V::zero()), V::broadcast(top));
+        // Adding 2^23 leaves the nearest whole number, ties to even, in the low bits.
+        codes = codes.bit_or(VI::bits_of(V::add(code, V::broadcast(8388608.0f))).bit_and(255).shift_left(8 * byte));
+      }
+      codes.store(quad[q] + c * WIDTH);
     }
   }
+  if (bits == 8) __builtin_memcpy(out, quad, sizeof quad);
+  else pack_plane(quad, 4, 0, out);
 }
 
 // Each column of an EXL2 group is a stream of bits: 32 rows are `bits` words.
@@ -92,13 +114,17 @@ void pack(const Linear& w, const Source& source, int64_t block, void* out) {
     if (source.format == Source::Format::gptq)
       for (int c = 0; c < BLOCK; ++c) head[BLOCK + c] = float_to_half(static_cast<float>(source.zeros[g * source.n + column + c]));
     for (int64_t i = 0; i < group.rows; i += UNIT, row += UNIT, first += group.bits, at += group.bits * BLOCK * 4) {
-      Codes codes;
-      if (source.format == Source::Format::exl2) exl2_unit(source, group.bits, column, first, &codes);
-      else if (source.format == Source::Format::gptq) gptq_unit(w, source, column, row, &codes);
-      else if (source.type == Type::f16) plain_unit<Type::f16>(source, group.bits, column, row, head, &codes);
-      else if (source.type == Type::bf16) plain_unit<Type::bf16>(source, group.bits, column, row, head, &codes);
-      else plain_unit<Type::f32>(source, group.bits, column, row, head, &codes);
-      pack_unit(codes, group.bits, reinterpret_cast<uint32_t*>(at));
+      uint32_t* words = reinterpret_cast<uint32_t*>(at);
+      if (source.format == Source::Format::plain) {
+        if (source.type == Type::f16) plain_unit<Type::f16>(source, group.bits, column, row, head, words);
+        else if (source.type == Type::bf16) plain_unit<Type::bf16>(source, group.bits, column, row, head, words);
+        else plain_unit<Type::f32>(source, group.bits, column, row, head, words);
+      } else {
+        Codes codes;
+        if (source.format == Source::Format::exl2) exl2_unit(source, group.bits, column, first, &codes);
+        else gptq_unit(w, source, column, row, &codes);
+        pack_unit(codes, group.bits, words);
+      }
     }
   }
 }
