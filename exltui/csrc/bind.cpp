@@ -348,9 +348,13 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const OptionalTensor& k_sc
 
 // ── layers ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-// A decoder's layers, read and checked once, so that a step is one call.
-struct Layers : torch::CustomClassHolder {
+// A decoder, read and checked once, so that a step is one call.
+struct Decoder : torch::CustomClassHolder {
   std::vector<Layer> layers;
+  Linear embedding{}, learned{};  // tables [v, k] and, where positions are learned, [p, k]
+  float embed_scale = 1.0f;
+  OptionalNorm last_norm;
+  Weights head;
   std::vector<Caches> caches;              // of each layer
   std::vector<Tensor> kept, kept_caches;  // what the layers and the caches point into
   int64_t table = 0;                       // rows of the shortest RoPE table; 0: there is none
@@ -403,6 +407,24 @@ struct Layers : torch::CustomClassHolder {
     layers.push_back(std::move(layer));
   }
 
+  // What stands before the layers and after them.
+  void ends(const Tensor& table, double scale, const OptionalTensor& positions, const OptionalTensor& norm, const OptionalTensor& norm_bias, double eps, bool rms, double offset,
+            const std::vector<Tensor>& parts, const std::vector<int64_t>& shapes, const OptionalTensors& biases) {
+    const char* op = "layers";
+    embedding = dense_weight(op, table);
+    embed_scale = static_cast<float>(scale);
+    if (given(positions)) learned = dense_weight(op, *positions);
+    head = read_weights(op, parts, shapes, biases);
+    expect(op, "weights of the head", static_cast<int64_t>(head.size()), 1);
+    for (const int64_t k : {embedding.k, given(positions) ? learned.k : head[0].k}) expect(op, "k of the tables", k, head[0].k);
+    for (const Layer& layer : layers) expect(op, "k of the layers", layer.qkv[0].k, head[0].k);
+    last_norm = read_norm(op, norm, norm_bias, eps, rms, offset, head[0].k);
+    kept.insert(kept.end(), parts.begin(), parts.end());
+    kept.push_back(table);
+    for (const auto& optional : {positions, norm, norm_bias, biases.get(0)})
+      if (given(optional)) kept.push_back(*optional);
+  }
+
   // Let the layers use these caches: k, v, k_scale and v_scale of each, and the bits of k and v of each.
   void attach(const OptionalTensors& tensors, const std::vector<int64_t>& bits) {
     const char* op = "layers";
@@ -424,30 +446,39 @@ struct Layers : torch::CustomClassHolder {
   }
 };
 
-// All layers on x [t, k] -> [t, k].
-Tensor run_layers(const c10::intrusive_ptr<Layers>& layers, const Tensor& x, const Tensor& positions, const Tensor& slots, const Tensor& query_start,
-                  const Tensor& lengths, const Tensor& page_table) {
+// The logits [r, n] of the rows `wanted` of tokens [t].
+Tensor run_decoder(const c10::intrusive_ptr<Decoder>& decoder, const Tensor& tokens, const Tensor& positions, const Tensor& slots, const Tensor& query_start, const Tensor& lengths,
+                   const Tensor& page_table, const Tensor& wanted) {
   const char* op = "layers";
-  check_matrix(op, "x", x);
-  const int64_t t = x.size(0);
-  expect(op, "caches", static_cast<int64_t>(layers->caches.size()), static_cast<int64_t>(layers->layers.size()));
-  for (const Layer& layer : layers->layers) expect(op, "k of x", x.size(1), layer.qkv[0].k);
-  Tensor y = at::empty(x.sizes(), x.options());
-  std::copy_n(x.const_data_ptr<float>(), x.numel(), y.mutable_data_ptr<float>());
-  if (t == 0) return y;
-  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, layers->pages);
+  const int64_t t = tokens.numel(), r = wanted.numel(), k = decoder->embedding.k;
+  expect(op, "caches", static_cast<int64_t>(decoder->caches.size()), static_cast<int64_t>(decoder->layers.size()));
+  TORCH_CHECK(!decoder->head.empty(), op, ": there is no head");
+  const int32_t* ids = integers(op, "t of tokens", tokens, t);
+  for (int64_t i = 0; i < t; ++i) TORCH_CHECK(ids[i] >= 0 && ids[i] < decoder->embedding.n, op, ": token ", ids[i], " is outside a vocabulary of ", decoder->embedding.n);
+  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, decoder->pages);
   batch.slots = integers(op, "t of slots", slots, t);
-  check_slots(op, batch, layers->pages, layers->table);
+  check_slots(op, batch, decoder->pages, decoder->learned.w ? decoder->learned.n : decoder->table);
+  const int32_t* rows_wanted = integers(op, "r of the wanted rows", wanted, r);
+  Tensor y = at::empty({r, decoder->head[0].n}, at::TensorOptions().dtype(at::kFloat));
+  std::vector<float> x(static_cast<size_t>(t * k));
+  rows::embed(decoder->embedding, ids, t, decoder->embed_scale, false, x.data());
+  if (decoder->learned.w) rows::embed(decoder->learned, batch.positions, t, 1.0f, true, x.data());
   const Context place = context();
-  for (size_t i = 0; i < layers->layers.size(); ++i)
-    rows::run_layer(place, layers->layers[i], batch, layers->caches[i].k, layers->caches[i].v, y.mutable_data_ptr<float>());
+  for (size_t i = 0; i < decoder->layers.size(); ++i) rows::run_layer(place, decoder->layers[i], batch, decoder->caches[i].k, decoder->caches[i].v, x.data());
+  std::vector<float> last(static_cast<size_t>(r * k));
+  for (int64_t i = 0; i < r; ++i) {
+    const int64_t row = rows_wanted[i];
+    TORCH_CHECK(row >= 0 && row < t, op, ": row ", row, " is outside a step of ", t);
+    std::copy_n(x.data() + row * k, k, last.data() + i * k);
+  }
+  if (r > 0) rows::norm_linear(context(), last.data(), r, decoder->last_norm, decoder->head, y.mutable_data_ptr<float>());
   return y;
 }
 
 }  // namespace
 
 TORCH_LIBRARY(exltui_cpu, m) {
-  m.class_<Layers>("Layers").def(torch::init<>()).def("add", &Layers::add).def("attach", &Layers::attach);
+  m.class_<Decoder>("Decoder").def(torch::init<>()).def("add", &Decoder::add).def("ends", &Decoder::ends).def("attach", &Decoder::attach);
   m.def("configure(str cap, int threads) -> str", configure);
   m.def("pack(Tensor w, int format, Tensor? scales, Tensor? zeros, Tensor groups, Tensor? order, int[] shape) -> Tensor", pack);
   m.def("norm_linear(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] shapes, Tensor?[] biases) -> Tensor", norm_linear);
@@ -455,5 +486,5 @@ TORCH_LIBRARY(exltui_cpu, m) {
   m.def("linear_add(Tensor x, Tensor[] parts, int[] shapes, Tensor?[] biases, Tensor residual, float scale) -> Tensor", linear_add);
   m.def("rope_store(Tensor qkv, Tensor? cos, Tensor? sin, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!)? k_scale, int k_bits, Tensor(c!) v, Tensor(d!)? v_scale, int v_bits, Tensor? q_norm, float q_eps, float q_offset, Tensor? k_norm, float k_eps, float k_offset, int h, int d) -> Tensor", rope_store);
   m.def("attend(Tensor q, Tensor k, Tensor? k_scale, int k_bits, Tensor v, Tensor? v_scale, int v_bits, Tensor positions, Tensor query_start, Tensor lengths, Tensor page_table, float scale, float softcap, int window) -> Tensor", attend);
-  m.def("run_layers(__torch__.torch.classes.exltui_cpu.Layers layers, Tensor x, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table) -> Tensor", run_layers);
+  m.def("run_decoder(__torch__.torch.classes.exltui_cpu.Decoder decoder, Tensor tokens, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table, Tensor wanted) -> Tensor", run_decoder);
 }

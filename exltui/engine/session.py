@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from exltui.engine.cores import physical_cores
 from exltui.engine.generate.drafts import Drafter, ModelDrafter, NgramDrafter, stretch
 from exltui.engine.generate.generator import MAX_BATCH, Generator
 from exltui.engine.generate.room import pages_for
@@ -24,7 +25,7 @@ from exltui.protocol import LoadOptions
 from exltui.tokenizer import Tokenizer
 
 MAX_THREADS = 1024  # more than any machine has use for; far more would end the process
-DEFAULT_THREADS = torch.get_num_threads()  # torch counts physical cores, and obeys OMP_NUM_THREADS
+DEFAULT_THREADS = min(physical_cores(), torch.get_num_threads())  # torch obeys OMP_NUM_THREADS
 CPU_CHUNK = 256  # prompt tokens in a step on the CPU: about half a second on two cores, the longest that a cancel waits
 
 

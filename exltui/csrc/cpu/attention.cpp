@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "inputs.h"
 #include "pool.h"
 #include "steps.h"
 
@@ -49,6 +50,56 @@ void merge(const Partial& into, const Partial& next, int64_t share, int64_t d) {
   }
 }
 
+// Row `row` of the sums becomes a head's result.
+void finish(const Kernels& kernels, const Store& v, const Partial& sums, int64_t row, float* head) {
+  const float factor = 1.0f / sums.total[row];
+  for (int64_t j = 0; j < v.d; ++j) head[j] = sums.out[row * v.d + j] * factor;
+  if (v.bits < 16) kernels.rotate(head, v.d, 1.0f / 32.0f);
+}
+
+constexpr int64_t ROWS = 24;  // of a block of tokens
+
+// Many tokens: neighbours go over the pages together.
+void attend_blocks(const Kernels& kernels, const float* q, int64_t h, const Store& k, const Store& v, const BatchArgs& batch, const AttentionArgs& attention,
+                   const std::vector<Token>& tokens, float* y) {
+  struct Block {
+    int64_t begin, count;  // tokens of one sequence
+  };
+  const int64_t d = k.d, g = k.g, share = h / g, most = std::max(ROWS / share, int64_t{1});
+  std::vector<Block> blocks;
+  for (int64_t i = 0; i < batch.b; ++i)
+    for (int64_t j = batch.query_start[i]; j < batch.query_start[i + 1]; j += most) blocks.push_back({j, std::min(most, batch.query_start[i + 1] - j)});
+  parallel_for(static_cast<int64_t>(blocks.size()) * g, [&](int64_t b, int64_t e) {
+    const int64_t stride = most * share * (d + 2);
+    std::vector<float> space(static_cast<size_t>(2 * stride + most * share * d));
+    float* turned = space.data() + 2 * stride;  // [d, rows]
+    int64_t first[MOST_ROWS], last[MOST_ROWS];
+    for (int64_t item = b; item < e; ++item) {
+      const Block& block = blocks[static_cast<size_t>(item / g)];
+      const int64_t head = item % g, rows = block.count * share;
+      const auto place = [&](int64_t row) { return (block.begin + row / share) * h + head * share + row % share; };
+      const auto token = [&](int64_t row) -> const Token& { return tokens[static_cast<size_t>(block.begin + row / share)]; };
+      const auto partial_at = [&](float* at) { return Partial{at, at + rows * d, at + rows * (d + 1)}; };
+      const Partial sums = partial_at(space.data()), next = partial_at(space.data() + stride);
+      int64_t begin = token(0).first_page(), end = begin;  // pages
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < d; ++i) turned[i * rows + r] = q[place(r) * d + i];
+        begin = std::min(begin, token(r).first_page());
+        end = std::max(end, token(r).first_page() + token(r).page_count());
+      }
+      for (int64_t page = begin; page < end; ++page) {
+        for (int64_t r = 0; r < rows; ++r) {
+          first[r] = std::max(token(r).first - page * PAGE, int64_t{0});
+          last[r] = std::min(token(r).last - page * PAGE, PAGE);
+        }
+        kernels.attend_block(k, v, {turned, rows, head, token(0).pages[page], first, last, attention.scale, attention.softcap}, page == begin ? sums : next);
+        if (page > begin) merge(sums, next, rows, d);
+      }
+      for (int64_t r = 0; r < rows; ++r) finish(kernels, v, sums, r, y + place(r) * d);
+    }
+  });
+}
+
 }  // namespace
 
 void rope_store(const Context& context, const float* qkv, const RopeArgs& rope, const BatchArgs& batch, const Store& k, const Store& v, const HeadArgs& heads, float* q) {
@@ -81,19 +132,16 @@ void attend(const Context& context, const float* q, int64_t h, const Store& k, c
     for (int64_t i = 0; i < t * h; ++i) kernels.rotate(turned + i * d, d, 1.0f / 32.0f);
     q = turned;
   }
+  const bool neighbours = t > FEW && t >= 4 * batch.b;  // a batch that decodes has none
+  if (neighbours && d <= MOST_D && share <= MOST_ROWS) return attend_blocks(kernels, q, h, k, v, batch, attention, tokens, y);
   auto partial_at = [&](float* space) { return Partial{space, space + share * d, space + share * (d + 1)}; };
   auto page = [&](int64_t item, int64_t index, float* space) {
     const Token& token = tokens[static_cast<size_t>(item / g)];
     const int64_t at = token.first_page() + index, first = std::max(token.first - at * PAGE, int64_t{0}), last = std::min(token.last - at * PAGE, PAGE);
     kernels.attend(k, v, {q + item * share * d, share, item % g, token.pages[at], first, last, attention.scale, attention.softcap}, partial_at(space));
   };
-  auto finish = [&](int64_t item, const Partial& sums) {
-    for (int64_t i = 0; i < share; ++i) {
-      float* head = y + (item * share + i) * d;
-      const float factor = 1.0f / sums.total[i];
-      for (int64_t j = 0; j < d; ++j) head[j] = sums.out[i * d + j] * factor;
-      if (v.bits < 16) kernels.rotate(head, d, 1.0f / 32.0f);
-    }
+  auto finish_item = [&](int64_t item, const Partial& sums) {
+    for (int64_t i = 0; i < share; ++i) finish(kernels, v, sums, i, y + (item * share + i) * d);
   };
   const int64_t items = t * g;
   if (items >= 8 * threads()) {  // enough to share out: each thread takes all pages of an item
@@ -106,7 +154,7 @@ void attend(const Context& context, const float* q, int64_t h, const Store& k, c
           page(item, i, space.data() + stride);
           merge(sums, next, share, d);
         }
-        finish(item, sums);
+        finish_item(item, sums);
       }
     });
     return;
@@ -126,7 +174,7 @@ void attend(const Context& context, const float* q, int64_t h, const Store& k, c
   for (int64_t item = 0; item < items; ++item) {
     float* first = space + (starts[static_cast<size_t>(item / g)] + item % g) * stride;
     for (int64_t i = 1; i < tokens[static_cast<size_t>(item / g)].page_count(); ++i) merge(partial_at(first), partial_at(first + i * g * stride), share, d);
-    finish(item, partial_at(first));
+    finish_item(item, partial_at(first));
   }
 }
 

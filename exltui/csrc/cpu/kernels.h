@@ -77,6 +77,17 @@ struct PageQuery {
   float scale, softcap;
 };
 
+constexpr int64_t MOST_ROWS = 32, MOST_D = 256;  // of a BlockQuery
+constexpr float NOTHING = -1e30f;               // the largest score of a row that sees no key: finite, so that differences are numbers
+
+// Rows of queries against keys of one page: the heads of some tokens that share a key/value head.
+struct BlockQuery {
+  const float* q;  // [d, rows], rotated where the keys are
+  int64_t rows, kv_head, page;
+  const int64_t *first, *last;  // [rows]: each sees keys first .. last - 1; none if last <= first
+  float scale, softcap;
+};
+
 // What attention over some keys leaves: sums of exp(score - largest), and of the values weighted with them.
 struct Partial {
   float* out;      // [share, d]
@@ -112,6 +123,7 @@ struct Kernels {
   void (*rotate)(float* x, int64_t d, float factor);
   void (*store)(const float* values, const Store& store, int64_t slot, int64_t head);
   void (*attend)(const Store& k, const Store& v, const PageQuery& query, const Partial& partial);
+  void (*attend_block)(const Store& k, const Store& v, const BlockQuery& query, const Partial& partial);
 };
 
 extern const Kernels kernels_portable;

@@ -104,11 +104,12 @@ namespace {
 #include "many_impl.h"
 #include "pack_impl.h"
 #include "attend_impl.h"
+#include "attend_many_impl.h"
 }  // namespace
 
 }  // namespace avx2
 
-const Kernels kernels_avx2{"avx2", avx2::TILE, avx2::few, avx2::many, avx2::round8, avx2::pack, avx2::norm, avx2::activate, avx2::rotate, avx2::store, avx2::attend};
+const Kernels kernels_avx2{"avx2", avx2::TILE, avx2::few, avx2::many, avx2::round8, avx2::pack, avx2::norm, avx2::activate, avx2::rotate, avx2::store, avx2::attend, avx2::attend_block};
 
 }  // namespace exltui
 #if defined(__clang__)

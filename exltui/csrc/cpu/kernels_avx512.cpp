@@ -24,11 +24,12 @@ namespace {
 #include "many_impl.h"
 #include "pack_impl.h"
 #include "attend_impl.h"
+#include "attend_many_impl.h"
 }  // namespace
 
 }  // namespace avx512
 
-const Kernels kernels_avx512{"avx512", avx512::TILE, avx512::few, avx512::many, avx512::round8, avx512::pack, avx512::norm, avx512::activate, avx512::rotate, avx512::store, avx512::attend};
+const Kernels kernels_avx512{"avx512", avx512::TILE, avx512::few, avx512::many, avx512::round8, avx512::pack, avx512::norm, avx512::activate, avx512::rotate, avx512::store, avx512::attend, avx512::attend_block};
 
 }  // namespace exltui
 #if defined(__clang__)

@@ -88,11 +88,12 @@ namespace {
 #include "many_impl.h"
 #include "pack_impl.h"
 #include "attend_impl.h"
+#include "attend_many_impl.h"
 }  // namespace
 
 }  // namespace neon
 
-const Kernels kernels_neon{"neon", neon::TILE, neon::few, neon::many, neon::round8, neon::pack, neon::norm, neon::activate, neon::rotate, neon::store, neon::attend};
+const Kernels kernels_neon{"neon", neon::TILE, neon::few, neon::many, neon::round8, neon::pack, neon::norm, neon::activate, neon::rotate, neon::store, neon::attend, neon::attend_block};
 
 }  // namespace exltui
 #endif

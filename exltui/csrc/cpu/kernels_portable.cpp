@@ -147,10 +147,11 @@ namespace {
 #include "many_impl.h"
 #include "pack_impl.h"
 #include "attend_impl.h"
+#include "attend_many_impl.h"
 }  // namespace
 
 }  // namespace portable
 
-const Kernels kernels_portable{"portable", portable::TILE, portable::few, portable::many, portable::round8, portable::pack, portable::norm, portable::activate, portable::rotate, portable::store, portable::attend};
+const Kernels kernels_portable{"portable", portable::TILE, portable::few, portable::many, portable::round8, portable::pack, portable::norm, portable::activate, portable::rotate, portable::store, portable::attend, portable::attend_block};
 
 }  // namespace exltui

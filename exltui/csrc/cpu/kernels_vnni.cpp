@@ -26,11 +26,12 @@ namespace {
 #include "many_impl.h"
 #include "pack_impl.h"
 #include "attend_impl.h"
+#include "attend_many_impl.h"
 }  // namespace
 
 }  // namespace vnni
 
-const Kernels kernels_vnni{"vnni", vnni::TILE, vnni::few, vnni::many, vnni::round8, vnni::pack, vnni::norm, vnni::activate, vnni::rotate, vnni::store, vnni::attend};
+const Kernels kernels_vnni{"vnni", vnni::TILE, vnni::few, vnni::many, vnni::round8, vnni::pack, vnni::norm, vnni::activate, vnni::rotate, vnni::store, vnni::attend, vnni::attend_block};
 
 }  // namespace exltui
 #if defined(__clang__)

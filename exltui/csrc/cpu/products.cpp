@@ -1,6 +1,7 @@
 // The rows that multiply, and the layer: what is normalised, arranged and shared out around the kernels.
 #include <algorithm>
 
+#include "half.h"
 #include "inputs.h"
 #include "pool.h"
 #include "steps.h"
@@ -31,6 +32,18 @@ const float* normalise(const Context& context, const OptionalNorm& norm, const f
 }
 
 }  // namespace
+
+void embed(const Linear& table, const int32_t* ids, int64_t t, float scale, bool add, float* y) {
+  parallel_for(t, [&](int64_t b, int64_t e) {
+    for (int64_t i = b; i < e; ++i)
+      for (int64_t j = 0; j < table.k; ++j) {
+        const int64_t at = ids[i] * table.k + j;
+        const uint16_t* halves = static_cast<const uint16_t*>(table.w);
+        const float value = table.type == Type::f32 ? static_cast<const float*>(table.w)[at] : table.type == Type::f16 ? half_to_float(halves[at]) : bf16_to_float(halves[at]);
+        y[i * table.k + j] = (add ? y[i * table.k + j] : 0.0f) + value * scale;
+      }
+  });
+}
 
 void norm_linear(const Context& context, const float* x, int64_t t, const OptionalNorm& norm, const Weights& weights, float* y) {
   const Inputs inputs(context.kernels, weights, normalise(context, norm, x, t, weights[0].k), t, context.arena);

@@ -41,6 +41,9 @@ struct BatchArgs {
   int64_t t, b, width;
 };
 
+// Rows `ids` [t] of a dense table [v, k], times scale -> y [t, k]; added to what y holds if `add`.
+void embed(const Linear& table, const int32_t* ids, int64_t t, float scale, bool add, float* y);
+
 // x [t, k] -> y [t, sum of n]
 void norm_linear(const Context& context, const float* x, int64_t t, const OptionalNorm& norm, const Weights& weights, float* y);
 

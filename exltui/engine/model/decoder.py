@@ -13,7 +13,7 @@ from exltui.engine.model.preparation import Preparation, blocked_bytes
 from exltui.engine.model.spec import ArchSpec, LayerSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import AnyWeight, Checkpoint
 from exltui.engine.model.weights.dense import DenseWeight
-from exltui.engine.ops import OpSet
+from exltui.engine.ops import OpSet, references
 from exltui.engine.ops.rope import RopeSpec, tables
 from exltui.engine.ops.types import Activation, Attention, Batch, CacheLayer, Expert, Heads, Norm, Rope, Routing
 
@@ -107,7 +107,7 @@ class Decoder:
             rows = head.weight.float()
             head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(head.weight.dtype), head.bias)
         self.head = self._prepare(head, head=True)
-        self._run_layers = ops.compile_layers(self.layers, spec.residual_scale) if ops.compile_layers else None
+        self._run = ops.compile_decoder(self) if ops.compile_decoder else None
         self.adapters = AdapterBank(spec, ops.device, ops.dtype)
 
     def _weight(self, linear: LinearSpec) -> AnyWeight:
@@ -181,7 +181,7 @@ class Decoder:
     @property
     def rows_alike(self) -> int:
         """How many rows a step may have so that each is computed as if it were alone."""
-        return self.ops.rows_alike if self._run_layers is not None else 1
+        return self.ops.rows_alike if self._run is not None else 1
 
     @property
     def weights(self) -> list[AnyWeight]:
@@ -189,18 +189,20 @@ class Decoder:
         return [weight for layer in self.layers for weight in layer.weights]
 
     def forward(self, tokens: Tensor, batch: Batch, cache: list[CacheLayer], logit_rows: Tensor, mix: Tensor | None = None) -> Tensor:
-        """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i64; keys and values of all tokens go to ``cache``.
+        """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i32; keys and values of all tokens go to ``cache``.
 
         ``mix`` [t, slots] f32: how much of each adapter each token uses; None: none of any.
         """
         ops, spec = self.ops, self.spec
         with torch.inference_mode():
+            if mix is None and self._run is not None and ops.whole and batch.planes is None:
+                logits = references.capped(self._run(tokens, batch, cache, logit_rows), spec.logit_scale, spec.logit_softcap)
+                return logits if logits.shape[1] == spec.vocab else logits[:, : spec.vocab]
             x = ops.embed(tokens, self.embedding, spec.embed_scale, self.dtype)
             if self.positions is not None:
                 x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)
             if mix is None:
-                run = self._run_layers if ops.whole and batch.planes is None else None
-                x = (run or self._row_by_row)(x, batch, cache)
+                x = self._row_by_row(x, batch, cache)
                 logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
                 return logits[:, : spec.vocab]
             mix = functional.pad(mix, (0, self.adapters.width - mix.shape[1]))
@@ -209,7 +211,7 @@ class Decoder:
             return self._adapted_head(x[logit_rows], mix[logit_rows])
 
     def _row_by_row(self, x: Tensor, batch: Batch, cache: list[CacheLayer], adapting: Adapting | None = None) -> Tensor:
-        """All layers on ``x`` [t, k] -> [t, k]: what a device may make one call of."""
+        """All layers on ``x`` [t, k] -> [t, k]."""
         ops = self.ops
         for layer, store in zip(self.layers, cache, strict=True):
             qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
@@ -278,5 +280,5 @@ class Decoder:
         for slot, table in self.adapters.heads():
             own = ops.norm_head(x, self.final_norm, DenseWeight(table))
             logits = torch.where((mix[:, slot] != 0).unsqueeze(1), own, logits)
-        logits = Adapting(self.adapters, ops, mix).add(logits, x, self.final_norm, (spec.head_linear,)) * spec.logit_scale
-        return spec.logit_softcap * torch.tanh(logits / spec.logit_softcap) if spec.logit_softcap > 0 else logits
+        logits = Adapting(self.adapters, ops, mix).add(logits, x, self.final_norm, (spec.head_linear,))
+        return references.capped(logits, spec.logit_scale, spec.logit_softcap)

@@ -2,8 +2,8 @@
 
 Products of a few rows (decoding) read each weight once; products of many rows (a prompt) unpack a panel of the weight at a time.
 Attention reads quantised pages as they are. What the kernels do not cover (activations that are not f32, weights in the order of their
-file, head norms that are not RMSNorm, attention sinks, clipping, M-RoPE) runs in the references. ``compile_layers`` makes one call of
-all layers of a decoder, from the same rows.
+file, head norms that are not RMSNorm, attention sinks, clipping, M-RoPE) runs in the references. ``compile_decoder`` makes one call of
+a decoder's forward pass, from the same rows.
 """
 
 from __future__ import annotations
@@ -128,10 +128,7 @@ def experts(
 
 def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, softcap: float = 0.0) -> Tensor:
     expect("norm_head", "k of x", x.shape[-1], weight.shape[1])
-    logits = norm_linear(x.float(), norm, (weight,))
-    if scale != 1.0:
-        logits = logits * scale
-    return softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+    return references.capped(norm_linear(x.float(), norm, (weight,)), scale, softcap)
 
 
 def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, heads: Heads) -> Tensor:
@@ -174,7 +171,7 @@ def sample(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
     expect("sample", "params", len(params), logits.shape[0])
     parts, widths = _parts(params), [p.width or logits.shape[1] for p in params]
     drawn: Tensor = _native.sample(logits.float(), parts, widths, [p.point for p in params])
-    if bool((drawn[:, 0] == BROKEN).any()):
+    if any(row[0] == BROKEN for row in drawn.tolist()):
         broken()
     return drawn
 
@@ -199,23 +196,27 @@ def distribution(logits: Tensor, p: SampleParams) -> tuple[Tensor, Tensor]:
     return found
 
 
-def compile_layers(layers: Sequence[Any], residual_scale: float) -> Callable[[Tensor, Batch, Sequence[CacheLayer]], Tensor] | None:
-    """One call that runs ``layers`` (of a decoder) on x [t, k] f32 -> [t, k]; None where a layer needs a reference."""
-    compiled = torch.classes.exltui_cpu.Layers()
-    for layer in layers:
-        if not _in_one_call(layer):
-            return None
-        compiled.add(*_layer_arguments(layer), residual_scale)
+def compile_decoder(decoder: Any) -> Callable[[Tensor, Batch, Sequence[CacheLayer], Tensor], Tensor] | None:
+    """One call for all of a decoder's forward pass without adapters, up to the scale of the logits; None where a row needs a reference."""
+    if decoder.head.format not in KINDS or not all(_in_one_call(layer) for layer in decoder.layers):
+        return None
+    compiled = torch.classes.exltui_cpu.Decoder()
+    for layer in decoder.layers:
+        compiled.add(*_layer_arguments(layer), decoder.spec.residual_scale)
+    compiled.ends(
+        decoder.embedding.contiguous(), decoder.spec.embed_scale, decoder.positions, *_norm(decoder.final_norm), *_weights((decoder.head,))
+    )
     attached: Sequence[CacheLayer] | None = None
 
-    def run(x: Tensor, batch: Batch, cache: Sequence[CacheLayer]) -> Tensor:
+    def run(tokens: Tensor, batch: Batch, cache: Sequence[CacheLayer], logit_rows: Tensor) -> Tensor:
         nonlocal attached
         if cache is not attached:  # a runner has one cache, and taking it apart takes longer than a row
             parts = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
             compiled.attach(parts, [width for layer in cache for width in (layer.k_bits, layer.v_bits)])
             attached = cache
-        result: Tensor = _native.run_layers(compiled, x, batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table)
-        return result
+        where = (batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table)
+        logits: Tensor = _native.run_decoder(compiled, tokens, *where, logit_rows)
+        return logits
 
     return run
 

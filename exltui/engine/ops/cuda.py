@@ -235,8 +235,7 @@ def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, 
         return references.norm_head(x, norm, weight, scale, softcap)
     if x.shape[0] <= SMALL_ROWS:
         return _product(x, norm, (weight,), scale=scale, head=softcap)
-    logits = _wide(x, norm, (weight,)).float() * scale
-    return softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+    return references.capped(_wide(x, norm, (weight,)).float(), scale, softcap)
 
 
 def rope_store(qkv: Tensor, rope: Rope | None, batch: Batch, layer: CacheLayer, heads: Heads) -> Tensor:

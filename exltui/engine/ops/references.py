@@ -246,7 +246,13 @@ def experts(
 )
 def norm_head(x: Tensor, norm: Norm | None, weight: Weight, scale: float = 1.0, softcap: float = 0.0) -> Tensor:
     """Final norm and output head: ``c * tanh(scale * logits / c)`` where ``softcap`` c > 0."""
-    logits = multiply(normalise(x, norm, "norm_head"), weight, "norm_head") * scale
+    return capped(multiply(normalise(x, norm, "norm_head"), weight, "norm_head"), scale, softcap)
+
+
+def capped(logits: Tensor, scale: float, softcap: float) -> Tensor:
+    """``logits`` times ``scale``, held between ``-softcap`` and ``softcap`` where that is more than 0."""
+    if scale != 1.0:
+        logits = logits * scale
     return softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
 
 

@@ -63,7 +63,7 @@ class Call:
 class OpSet:
     """The functions of one device: each row is an attribute. ``dtype`` is that of activations, ``native`` names the rows with kernels.
 
-    ``compile_layers`` makes one call of a decoder's layers, where a device can; it is used while ``whole`` is true.
+    ``compile_decoder`` makes one call of a decoder's forward pass, where a device can; it is used while ``whole`` is true.
     """
 
     # Annotations for the type checker; the attributes are set from the table.
@@ -80,7 +80,7 @@ class OpSet:
     rope_store: Callable[..., Tensor]
     attend: Callable[..., Tensor]
     sample: Callable[..., Tensor]
-    compile_layers: Callable[..., Callable[..., Tensor] | None] | None = None
+    compile_decoder: Callable[..., Callable[..., Tensor] | None] | None = None
     rows_alike: int = 1  # in a call of compiled layers, each of up to so many rows is computed as if it were alone
     whole: bool = True
 
@@ -101,7 +101,7 @@ def bind(device: torch.device | str, *, native: bool = True) -> OpSet:
     if device.type == "cpu" and "attend" in available:
         from exltui.engine.ops import cpu
 
-        ops.compile_layers, ops.rows_alike = cpu.compile_layers, cpu.FEW
+        ops.compile_decoder, ops.rows_alike = cpu.compile_decoder, cpu.FEW
     return ops
 
 
@@ -130,7 +130,7 @@ def recording(ops: OpSet, calls: list[Call]) -> Iterator[None]:
 
     for name, function in plain.items():
         setattr(ops, name, recorder(name, function))
-    ops.whole = False  # or the rows of the layers would not be seen
+    ops.whole = False  # or the rows would not be seen
     try:
         yield
     finally:
