@@ -1,10 +1,11 @@
 """Builds, checks and times every CUDA kernel in one command; needs a GPU and a CUDA compiler.
 
-    python benchmarks/gpu.py [--check] [--time] [--step] [--json FILE]
+    python benchmarks/gpu.py [--check] [--small] [--time] [--step] [--json FILE]
 
 Checks compare with float64 on fresh random inputs, poison what is not written, and want two runs bit-equal. Times are medians of
 graph replays; each graph calls the op 20 times or more on weights that rotate over five times the second-level cache, and the last
-column is the percent of a large device-to-device copy measured in the same run (bytes read plus bytes written).
+column is the percent of a large device-to-device copy measured in the same run (bytes read plus bytes written). --small: fewer and
+smaller checks, for compute-sanitizer (scripts/sanitize_cuda.sh).
 """
 
 from __future__ import annotations
@@ -13,61 +14,21 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from gpu_inputs import DEVICE, Row, copy_rate, load, make_batch, make_cache, random_weight, rotations, time_graph
+from gpu_step import CASES, time_steps
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from exltui.engine.ops import cuda, cuda_sample, references
+from exltui.engine.ops.cuda_layout import DENSE_BITS, GPTQ_TAG, Packed
+from exltui.engine.ops.rope import RopeSpec, tables
+from exltui.engine.ops.sample import Rule, SampleParams, Tally
+from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Heads, Norm
 
-from exltui.engine.model.weights.dense import DenseWeight  # noqa: E402  (the checkout comes first on the path)
-from exltui.engine.ops import build, cuda, cuda_sample, references  # noqa: E402
-from exltui.engine.ops.cuda_layout import DENSE_BITS, GPTQ_TAG, Packed, Panel  # noqa: E402
-from exltui.engine.ops.rope import RopeSpec, tables  # noqa: E402
-from exltui.engine.ops.sample import Rule, SampleParams, Tally  # noqa: E402
-from exltui.engine.ops.types import PAGE, Attention, Batch, CacheLayer, Heads, Norm  # noqa: E402
-
-DEVICE = torch.device("cuda")
 failures: list[str] = []
-
-
-def load() -> None:
-    began = time.perf_counter()
-    build.load("cuda", lambda done, total: print(f"building: {done} of {total} files, {time.perf_counter() - began:.0f} s", flush=True))
-    cuda.enter()
-    print(f"extension ready after {time.perf_counter() - began:.1f} s on {torch.cuda.get_device_name()}, torch {torch.__version__}")
-
-
-# ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def random_words(count: int) -> torch.Tensor:
-    return torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int32, device=DEVICE)
-
-
-def random_weight(n: int, widths: list[tuple[int, int]], group: int = 128, like: Packed | None = None) -> Any:
-    """A weight of random valid content in kernel order: ``widths`` lists (tag, stored rows). ``like``: take its order of x."""
-    panels, first, k = [], 0, sum(rows for _, rows in widths)
-    if widths[0][0] == DENSE_BITS:
-        return DenseWeight((torch.randn(n, k, device=DEVICE) * k**-0.5).half())
-    for tag, rows in widths:
-        tiles, columns, bits = rows // 32, n // 32, 4 if tag == GPTQ_TAG else tag
-        size = min(group, rows) // 32
-        while tiles % size or size & (size - 1):
-            size -= 1
-        row = 8 if tag == GPTQ_TAG else 4
-        scales = (torch.rand((columns, tiles // size, 8, row), device=DEVICE) + 0.5) * (2.0 / (1 << bits)) * k**-0.5
-        if tag == GPTQ_TAG:
-            scales[..., 4:] = torch.randint(-8, 8, scales[..., 4:].shape, device=DEVICE)
-        words = random_words(tiles * columns * bits * 32)
-        panels.append(Panel(tag, words, scales.half(), tiles, columns, size.bit_length() - 1, first))
-        first += tiles
-    order = torch.randperm(k, device=DEVICE).to(torch.int16) if like is None else like.order
-    return Packed(n, k, tuple(panels), order)
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -86,7 +47,7 @@ def report(name: str, error: float, bound: float, equal: bool = True) -> None:
     print(f"{'ok  ' if good else 'FAIL'} {name:64s} nmse {error:.2e} (bound {bound:.0e}){'' if equal else '  NOT BIT-EQUAL'}")
 
 
-def check_linear() -> None:
+def check_linear(small: bool = False) -> None:
     cases = {
         "2": [(2, 512)],
         "3": [(3, 512)],
@@ -104,11 +65,13 @@ def check_linear() -> None:
     }
     for label, widths in cases.items():
         k = sum(rows for _, rows in widths)
+        if small and k >= 4096:
+            continue
         worst, equal = 0.0, True
-        for n in (32, 96, 1056) if k < 4096 else (6144,) if k == 4096 else (4096,):
+        for n in (32, 96) if small else (32, 96, 1056) if k < 4096 else (6144,) if k == 4096 else (4096,):
             packed = random_weight(n, widths)
             w = packed.dense().double()
-            for t in (1, 2, 5, 7, 8, 9, 16):
+            for t in (1, 2, 8) if small else (1, 2, 5, 7, 8, 9, 16):
                 x = torch.randn(t, k, device=DEVICE).half()
                 norm = Norm(torch.rand(k, device=DEVICE) + 0.5, 1e-5)
                 y = cuda._product(x, norm, (packed,))
@@ -153,34 +116,6 @@ def check_dequantise() -> None:
     report("dequantise, cuBLAS, two orders", nmse(cuda._wide(x, None, weights), expected), 1e-6)
 
 
-def make_batch(lengths: list[int], queries: list[int], width: int) -> Batch:
-    starts, positions, slots = [0], [], []
-    table = torch.randperm(len(lengths) * width).view(len(lengths), width).to(torch.int32)
-    for i, (length, rows) in enumerate(zip(lengths, queries, strict=True)):
-        starts.append(starts[-1] + rows)
-        for p in range(length - rows, length):
-            positions.append(p)
-            slots.append(int(table[i, p // PAGE]) * PAGE + p % PAGE)
-
-    def put(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=DEVICE)
-
-    return Batch(put(positions), put(slots), put(starts), put(lengths), table.to(DEVICE))
-
-
-def make_cache(pages: int, g: int, d: int, k_bits: int, v_bits: int) -> CacheLayer:
-    """Pages full of NaN (codes 255 and NaN scales)."""
-
-    def store(bits: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if bits == 16:
-            return torch.full((pages, PAGE, g, d), float("nan"), dtype=torch.float16, device=DEVICE), None
-        scales = torch.full((pages, PAGE, g, d // 32), float("nan"), dtype=torch.float16, device=DEVICE)
-        return torch.full((pages, PAGE, g, d * bits // 8), 255, dtype=torch.uint8, device=DEVICE), scales
-
-    (k, k_scale), (v, v_scale) = store(k_bits), store(v_bits)
-    return CacheLayer(k, v, k_scale, v_scale, k_bits, v_bits)
-
-
 def same_cache(a: CacheLayer, b: CacheLayer) -> int:
     """Elements that differ, bit for bit."""
     different = 0
@@ -191,7 +126,7 @@ def same_cache(a: CacheLayer, b: CacheLayer) -> int:
     return different
 
 
-def check_attention() -> None:
+def check_attention(small: bool = False) -> None:
     for d, h, g, bits in (
         (128, 32, 8, (16, 16)),
         (128, 32, 8, (8, 8)),
@@ -203,7 +138,7 @@ def check_attention() -> None:
         (256, 16, 8, (8, 4)),
         (128, 40, 2, (16, 16)),
     ):
-        lengths = [1, 15, 17, 255, 256, 257, 1000, 2300]
+        lengths = [1, 15, 17, 100, 255, 256, 257, 300] if small else [1, 15, 17, 255, 256, 257, 1000, 2300]
         layer = make_cache(len(lengths) * 9, g, d, *bits)
         twin = make_cache(len(lengths) * 9, g, d, *bits)
         heads = Heads(h, g, d, *(Norm(torch.rand(d, device=DEVICE) + 0.5, 1e-6) for _ in range(2)))
@@ -254,61 +189,19 @@ def check_rows() -> None:
     report("embed", nmse(cuda.embed(tokens, x, 2.0, torch.float16), x[tokens.long()].double() * 2), 1e-7)
 
 
-def check() -> None:
+def check(small: bool) -> None:
     torch.manual_seed(time.time_ns() % 2**31)
     torch.use_deterministic_algorithms(True, warn_only=True)  # also fills new tensors with NaN, so an unwritten output shows
     with torch.inference_mode():
         check_rows()
         check_dequantise()
-        check_linear()
-        check_attention()
+        check_linear(small)
+        check_attention(small)
     torch.cuda.synchronize()
     torch.use_deterministic_algorithms(False)
 
 
 # ── times ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def time_graph(calls: list, repeats: int = 15) -> float:
-    """Median microseconds of one call: ``calls`` are captured in one graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        calls[0]()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
-                call()
-        times = []
-        for i in range(repeats + 3):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if i >= 3:
-                times.append(begin.elapsed_time(end))
-    return median(times) * 1000 / len(calls)
-
-
-@dataclass
-class Row:
-    op: str
-    shape: str
-    us: float
-    nbytes: int
-
-
-def copy_rate() -> float:
-    """GB/s, bytes read plus bytes written, of a kernel that copies a gigabyte."""
-    source = torch.randn(1 << 28, device=DEVICE)
-    target = torch.empty_like(source)
-    us = time_graph([lambda: torch.mul(source, 1.0, out=target)] * 4)
-    return 2 * source.numel() * 4 / us / 1e3
-
-
-def rotations(nbytes: int) -> int:
-    return max(2, -(-5 * torch.cuda.get_device_properties(0).L2_cache_size // max(nbytes, 1)))
 
 
 def time_linear(
@@ -429,88 +322,6 @@ def time_all() -> list[Row]:
     return rows
 
 
-# ── a whole step ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    layers: int
-    hidden: int
-    h: int
-    g: int
-    d: int
-    mlp: int
-    vocab: int
-
-
-LLAMA_8B = Shape("llama-3.1-8b, 4.0 bpw, 6-bit head", 32, 4096, 32, 8, 128, 14336, 128256)
-TINY = Shape("tinyllama-1.1b, 4.0 bpw, 6-bit head", 22, 2048, 32, 4, 64, 5632, 32000)
-
-
-class Step:
-    """One decode step of ``shape`` with synthetic weights, from token to token, as the decoder calls the rows."""
-
-    def __init__(self, shape: Shape, b: int, length: int, bits: tuple[int, int]) -> None:
-        s = self.shape = shape
-
-        def weight(n: int, k: int, width: int = 4, like: Packed | None = None) -> Packed:
-            return random_weight(n, [(width, k)], like=like)
-
-        def norm() -> Norm:
-            return Norm(torch.ones(s.hidden, device=DEVICE), 1e-5)
-
-        self.layers = []
-        width = -(-(length + 1) // PAGE)
-        for _ in range(s.layers):
-            q = weight(s.h * s.d, s.hidden)
-            k, v = (weight(s.g * s.d, s.hidden, like=q) for _ in range(2))
-            gate = weight(s.mlp, s.hidden)
-            up = weight(s.mlp, s.hidden, like=gate)
-            cache = make_cache(b * width, s.g, s.d, *bits)
-            for tensor in (cache.k, cache.v):
-                tensor.normal_() if tensor.dtype == torch.float16 else tensor.random_(0, 256)
-            for tensor in (cache.k_scale, cache.v_scale):
-                if tensor is not None:
-                    tensor.uniform_(0.01, 0.1)
-            self.layers.append((norm(), (q, k, v), weight(s.hidden, s.h * s.d), norm(), (gate, up), weight(s.hidden, s.mlp), cache))
-        self.table = torch.randn(s.vocab, s.hidden, device=DEVICE).half()
-        self.norm, self.head = norm(), weight(s.vocab, s.hidden, 6)
-        self.heads, self.rope = Heads(s.h, s.g, s.d), tables(RopeSpec(500000.0, s.d), length + 256, DEVICE)
-        self.batch = make_batch([length + 1] * b, [1] * b, width)
-        self.tokens = torch.zeros(b, dtype=torch.int32, device=DEVICE)
-        weights = [w for layer in self.layers for w in (*layer[1], layer[2], *layer[4], layer[5])]
-        self.nbytes = sum(w.nbytes for w in [*weights, self.head])
-
-    def run(self) -> None:
-        s, attention = self.shape, Attention(self.shape.d**-0.5)
-        x = cuda.embed(self.tokens, self.table, 1.0, torch.float16)
-        for attention_norm, qkv, o, mlp_norm, gate_up, down, cache in self.layers:
-            y = cuda.norm_linear(x, attention_norm, qkv)
-            q = cuda.rope_store(y, self.rope, self.batch, cache, self.heads)
-            y = cuda.attend(q, cache, self.batch, attention)
-            x = cuda.linear_add(y, o, x)
-            y = cuda.norm_gate_up(x, mlp_norm, gate_up, "silu")
-            x = cuda.linear_add(y, down, x)
-        logits = cuda.norm_head(x, self.norm, self.head)
-        self.tokens.copy_(logits[:, : s.vocab].argmax(-1))
-
-
-def time_steps(cases: list[tuple[Shape, int, int, tuple[int, int]]]) -> list[Row]:
-    rows = []
-    for shape, b, length, bits in cases:
-        with torch.inference_mode():
-            step = Step(shape, b, length, bits)
-            us = time_graph([step.run])
-        rows.append(Row(f"step {shape.name}", f"batch {b} context {length} cache {bits[0]}/{bits[1]}", us, step.nbytes))
-        print(
-            f"{rows[-1].op}  {rows[-1].shape}: {us / 1000:.3f} ms, {b * 1e6 / us:.0f} tokens/s, weights {step.nbytes / us / 1e3:.0f} GB/s",
-            flush=True,
-        )
-        del step
-    return rows
-
-
 def print_table(rows: list[Row], rate: float) -> None:
     print(f"\ncopy in this run: {rate:.0f} GB/s")
     for row in rows:
@@ -520,7 +331,7 @@ def print_table(rows: list[Row], rate: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("check", "time", "step"):
+    for name in ("check", "small", "time", "step"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -528,16 +339,13 @@ def main() -> int:
     load()
     rows: list[Row] = []
     if options.check or everything:
-        check()
+        check(options.small)
     rate = copy_rate()
     if options.time or everything:
         rows += time_all()
         print_table(rows, rate)
     if options.step or everything:
-        full, packed4 = (16, 16), (4, 4)
-        cases = [(LLAMA_8B, 1, n, full) for n in (128, 4096, 16384)] + [(LLAMA_8B, 1, n, packed4) for n in (4096, 16384)]
-        cases += [(LLAMA_8B, 8, 128, full), (LLAMA_8B, 8, 4096, full), (TINY, 1, 4096, full)]
-        rows += time_steps(cases)
+        rows += time_steps(CASES)
     if options.json:
         options.json.write_text(json.dumps({"copy_gb_s": rate, "rows": [vars(row) for row in rows]}, indent=1))
     print(f"{len(failures)} failures: {failures}" if failures else "no failures")

@@ -208,7 +208,8 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
 }
 
 // ---- programmatic dependent launch: a kernel may start while the one before it still runs; up to wait_for_previous() it may read
-// only what no kernel of the step writes (weights), and must write nothing. Without it the two calls do nothing.
+// only what no kernel of the step writes (weights, and the batch: lengths, positions, slots, pages), and must write nothing. A kernel that
+// does write them must not let_next_start(). Without such launches the two calls do nothing.
 
 __device__ __forceinline__ void wait_for_previous() {
 #if EXLTUI_PTX && __CUDA_ARCH__ >= 900

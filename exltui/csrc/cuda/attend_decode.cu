@@ -179,7 +179,7 @@ __device__ __forceinline__ Place find_place(const AttendDecode& work, int token,
   const int begin = place.first / kTile, end = (place.length + kTile - 1) / kTile, tiles = max(end - begin, 1);
   const int each = max((tiles + work.splits - 1) / work.splits, 2 * kWarps);  // two tiles a warp pay for a merge
   place.splits = (tiles + each - 1) / each;
-  const int from = begin + split * each, to = min(from + each, end), part = (each + kWarps - 1) / kWarps;
+  const int from = begin + split * each, to = min(from + each, end), part = (to - from + kWarps - 1) / kWarps;
   place.tiles_from = min(from + warp * part, to);
   place.tiles_to = min(from + (warp + 1) * part, to);
   return place;
@@ -429,13 +429,13 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_decode_k
   extern __shared__ __align__(16) unsigned char storage[];
   Shared<kDim>& shared = *reinterpret_cast<Shared<kDim>*>(storage);
   let_next_start();
-  wait_for_previous();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, token = blockIdx.z, split = blockIdx.x;
   const int heads_of_kv = work.h / work.g, chunks = (heads_of_kv + kColumns - 1) / kColumns;
   const int kv_head = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
   const int head = kv_head * heads_of_kv + chunk * kColumns, heads = min(heads_of_kv - chunk * kColumns, kColumns);
   const Place place = find_place(work, token, split, warp);
   if (split >= place.splits) return;
+  wait_for_previous();
   stage_q<kDim, kKeyBits>(work, shared, token, head, heads, warp, lane);
   __syncthreads();
   Running<kDim> running;

@@ -58,12 +58,20 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAM
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int head = blockIdx.x * kWarps + warp, token = blockIdx.y, heads = work.h + 2 * work.g, d = work.d;
   let_next_start();
-  wait_for_previous();
   if (head >= heads) return;
   float* row = rows[warp];
   const __half* source = work.qkv + (static_cast<size_t>(token) * heads + head) * d;
-  const bool is_q = head < work.h, is_v = head >= work.h + work.g;
+  const bool is_q = head < work.h, is_v = head >= work.h + work.g, turns = !is_v && work.cosine != nullptr;
   const float* norm = is_q ? work.q_norm : work.k_norm;
+  const int half = work.d_rot / 2, slot = work.slots[token];
+  float cosine[kMaxHead / 2 / kWarp], sine[kMaxHead / 2 / kWarp];  // on their way before qkv is there
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 2 / kWarp; ++i) {
+    if (!turns || i * kWarp + lane >= half) continue;
+    const size_t angle = static_cast<size_t>(work.positions[token]) * half + i * kWarp + lane;
+    cosine[i] = work.cosine[angle], sine[i] = work.sine[angle];
+  }
+  wait_for_previous();
   float squares = 0.0f;
   for (int i = lane; i < d; i += kWarp) {
     const float value = __half2float(source[i]);
@@ -75,14 +83,15 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAM
     for (int i = lane; i < d; i += kWarp) row[i] *= factor * (norm[i] + work.norm_offset);
   }
   sync_warp();
-  if (!is_v && work.cosine != nullptr) {
-    const int half = work.d_rot / 2;
-    const size_t angle = static_cast<size_t>(work.positions[token]) * half;
-    for (int i = lane; i < half; i += kWarp) {
-      const int left = work.interleaved ? 2 * i : i, right = work.interleaved ? 2 * i + 1 : i + half;
-      const float c = work.cosine[angle + i], s = work.sine[angle + i], x = row[left], y = row[right];
-      row[left] = x * c - y * s;
-      row[right] = y * c + x * s;
+  if (turns) {
+#pragma unroll
+    for (int i = 0; i < kMaxHead / 2 / kWarp; ++i) {
+      const int at = i * kWarp + lane;
+      if (at >= half) continue;
+      const int left = work.interleaved ? 2 * at : at, right = work.interleaved ? 2 * at + 1 : at + half;
+      const float x = row[left], y = row[right];
+      row[left] = x * cosine[i] - y * sine[i];
+      row[right] = y * cosine[i] + x * sine[i];
     }
     sync_warp();
   }
@@ -92,7 +101,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAM
     return;
   }
   const int kv_head = is_v ? head - work.h - work.g : head - work.h;
-  const size_t at = static_cast<size_t>(work.slots[token]) * work.g + kv_head;
+  const size_t at = static_cast<size_t>(slot) * work.g + kv_head;
   const Pages& pages = work.pages;
   if (is_v) {
     store_row(row, d, pages.v_bits, pages.v, pages.v_scale, at, lane);

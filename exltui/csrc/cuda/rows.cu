@@ -39,56 +39,74 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
   return sum;
 }
 
-// One block a row, which waits in shared memory as f32 until its statistics are known; reads and writes are coalesced in any order.
+// One block a row. It waits in shared memory until its statistics are known: as it is (kNone), times the norm's weight (kRms), or as f32
+// (kLayer). Reads and writes are coalesced in any order, and gathers never leave shared memory but for kLayer's weight and a bias.
+template <RowNorm kNorm>
 __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER NormRows work) {
   extern __shared__ __align__(16) float row[];
   __shared__ float scratch[kThreads / kWarp];
+  __half* const halves = reinterpret_cast<__half*>(row);
   let_next_start();
   wait_for_previous();
   const __half* x = work.x + static_cast<size_t>(blockIdx.x) * work.k;
   __half* y = work.y + static_cast<size_t>(blockIdx.x) * work.k;
   const float count = static_cast<float>(work.k);
-  const bool whole = work.k % 8 == 0;  // rows of 16-byte pieces
-  const int pieces = whole ? work.k / 8 : 0;
-  float sum = 0.0f, squares = 0.0f;
+  const int pieces = work.k % 8 == 0 ? work.k / 8 : 0;  // rows of 16-byte pieces
+  float sum = 0.0f;                                     // of squares, for kLayer of values
   const auto take = [&](int i, float value) {
-    row[i] = value;
-    sum += value;
-    squares += value * value;
+    sum += kNorm == RowNorm::kRms ? value * value : value;
+    return kNorm == RowNorm::kRms ? value * (work.weight[i] + work.offset) : value;
   };
   for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
     const uint4 raw = reinterpret_cast<const uint4*>(x)[piece];
-    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+    if constexpr (kNorm == RowNorm::kNone) {
+      reinterpret_cast<uint4*>(halves)[piece] = raw;
+    } else {
+      const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const float2 both = __half22float2(as_half2(pairs[p]));
-      take(piece * 8 + 2 * p, both.x), take(piece * 8 + 2 * p + 1, both.y);
+      for (int p = 0; p < 2; ++p) {
+        const float2 low = __half22float2(as_half2(pairs[2 * p])), high = __half22float2(as_half2(pairs[2 * p + 1]));
+        const int at = piece * 8 + 4 * p;
+        reinterpret_cast<float4*>(row)[2 * piece + p] = make_float4(take(at, low.x), take(at + 1, low.y), take(at + 2, high.x), take(at + 3, high.y));
+      }
     }
   }
-  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) take(i, __half2float(x[i]));
+  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) {
+    if constexpr (kNorm == RowNorm::kNone) {
+      halves[i] = x[i];
+    } else {
+      row[i] = take(i, __half2float(x[i]));
+    }
+  }
   float mean = 0.0f, factor = 1.0f;
-  if (work.norm == RowNorm::kRms) factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
-  if (work.norm == RowNorm::kLayer) {
+  if constexpr (kNorm == RowNorm::kRms) factor = rsqrtf(block_sum(sum, scratch) / count + work.eps);
+  if constexpr (kNorm == RowNorm::kLayer) {
     mean = block_sum(sum, scratch) / count;
-    squares = 0.0f;
+    float squares = 0.0f;
     for (int i = threadIdx.x; i < work.k; i += kThreads) squares += (row[i] - mean) * (row[i] - mean);
     factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
   }
   __syncthreads();
-  const auto give = [&](int i) {
-    const int feature = work.order != nullptr ? work.order[i] : i;
+  const auto give = [&](int feature) {
+    if constexpr (kNorm == RowNorm::kNone) return halves[feature];
     float value = (row[feature] - mean) * factor;
-    if (work.weight != nullptr) value *= work.weight[feature] + work.offset;
+    if constexpr (kNorm == RowNorm::kLayer) value *= work.weight[feature] + work.offset;
     if (work.bias != nullptr) value += work.bias[feature];
     return to_half(value);
   };
   for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-    uint32_t pairs[4];
+    uint32_t pairs[4], features[4];
 #pragma unroll
-    for (int p = 0; p < 4; ++p) pairs[p] = as_bits(__halves2half2(give(piece * 8 + 2 * p), give(piece * 8 + 2 * p + 1)));
+    for (int p = 0; p < 4; ++p) features[p] = (piece * 8 + 2 * p) | (piece * 8 + 2 * p + 1) << 16;
+    if (work.order != nullptr) {
+      const uint4 order = reinterpret_cast<const uint4*>(work.order)[piece];
+      features[0] = order.x, features[1] = order.y, features[2] = order.z, features[3] = order.w;
+    }
+#pragma unroll
+    for (int p = 0; p < 4; ++p) pairs[p] = as_bits(__halves2half2(give(features[p] & 0xffffu), give(features[p] >> 16)));
     store_16(y + piece * 8, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
   }
-  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) y[i] = give(i);
+  for (int i = pieces * 8 + threadIdx.x; i < work.k; i += kThreads) y[i] = give(work.order != nullptr ? work.order[i] : i);
 }
 
 __global__ void __launch_bounds__(kThreads) gate_up_kernel(EXLTUI_PARAMETER GateUp work) {
@@ -162,10 +180,13 @@ cudaError_t embed(const Embed& work, cudaStream_t stream, bool overlap) {
 size_t norm_rows_shared_bytes(int k) { return static_cast<size_t>(k) * sizeof(float); }
 
 cudaError_t norm_rows(const NormRows& work, cudaStream_t stream, bool overlap) {
-  const size_t bytes = norm_rows_shared_bytes(work.k);
-  const cudaError_t status = allow_shared(norm_rows_kernel, bytes);
+  const auto kernel = work.norm == RowNorm::kNone  ? norm_rows_kernel<RowNorm::kNone>
+                      : work.norm == RowNorm::kRms ? norm_rows_kernel<RowNorm::kRms>
+                                                   : norm_rows_kernel<RowNorm::kLayer>;
+  const size_t bytes = work.norm == RowNorm::kNone ? (static_cast<size_t>(work.k) * sizeof(__half) + 15) / 16 * 16 : norm_rows_shared_bytes(work.k);
+  const cudaError_t status = allow_shared(kernel, bytes);
   if (status != cudaSuccess) return status;
-  return start(norm_rows_kernel, Launch{dim3(work.t), dim3(kThreads), bytes, stream, overlap}, work);
+  return start(kernel, Launch{dim3(work.t), dim3(kThreads), bytes, stream, overlap}, work);
 }
 
 cudaError_t gate_up(const GateUp& work, cudaStream_t stream) {

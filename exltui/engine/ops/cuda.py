@@ -309,7 +309,10 @@ def _prefill(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -
         pages = batch.page_table[i, : -(-length // PAGE)].contiguous()
         k = _native.gather_pages(layer.k, layer.k_scale, layer.k_bits, pages, length, d)
         v = _native.gather_pages(layer.v, layer.v_scale, layer.v_bits, pages, length, d)
-        out[here] = _attend_sequence(q[here], k, v, attention)
+        y = _attend_sequence(q[here], k, v, attention)
+        if len(lengths) == 1 and y.shape[0] == q.shape[0]:
+            return y.flatten(1)
+        out[here] = y
     return out.flatten(1)
 
 

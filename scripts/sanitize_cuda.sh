@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# compute-sanitizer's memcheck and racecheck over every CUDA kernel of exltui on small cases (benchmarks/gpu.py --check --small). Needs
+# an NVIDIA GPU and the CUDA toolkit. Kernels of torch and cuBLAS run, but are not watched. Fails on the first tool that finds an error.
+#
+#     bash scripts/sanitize_cuda.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer) ||
+  { echo "sanitize_cuda: compute-sanitizer was not found: install the CUDA toolkit" >&2; exit 1; }
+export PYTHONPATH=$PWD
+for tool in memcheck racecheck; do
+  echo "== $tool"
+  "$sanitizer" --tool "$tool" --kernel-name kernel_substring=exltui --error-exitcode 1 --print-limit 10 \
+    "$python" benchmarks/gpu.py --check --small | grep -v '^ok'
+done
