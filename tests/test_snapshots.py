@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from app_stage import BIG, BROKEN, STARTER, Stage
+from app_stage import BIG, BROKEN, STARTER, Speaker, Stage
 from textual.pilot import Pilot
 
 from exltui.app.library import Transfer
@@ -158,3 +158,80 @@ class TestLoader:
             stage.app.screen.show_transfer(transfer)
 
         assert compare(snap_compare, stage, size, act)
+
+
+@pytest.mark.parametrize("look", [((160, 45), "dark"), ((100, 30), "light"), ((80, 24), "high-contrast")], ids=named)
+class TestScreens:
+    def test_branches_of_a_chat(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon.", "The Moon and the Sun.", "They are small."]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await pilot.press("alt+up", "r")
+            await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+            await stage.ask(pilot, "And on Mars?")
+            await pilot.press("ctrl+t")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_three_replies_side_by_side(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon.", "One **moon**.", "Two `moons`.", "> Three."]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await stage.say(pilot, "/candidates 3")
+            await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+            await pilot.press("right")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_the_context_is_too_small_for_all(self, snap_compare, look):
+        stage = Stage(client=Speaker(["word " * 60, "word " * 40]), theme=look[1])
+        stage.preparer.context = 100
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await stage.ask(pilot, "And on Mars?")
+            await pilot.press(*"Why?", "f6")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_tokens_of_a_reply(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon pulls"]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await pilot.press("alt+up", "i")
+            await stage.play(pilot, 0.5)
+            await pilot.press("right")
+            await stage.play(pilot, 0.3)
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_slash_commands_are_offered(self, snap_compare, look):
+        stage = Stage(theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await pilot.press("slash", "t")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_chats_with_tags_are_found(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon.", "Owners."]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            stage.wall.now += 7300
+            await pilot.press("ctrl+n")
+            await stage.ask(pilot, "Tell me about the borrow checker.")
+            await pilot.press("ctrl+o", "t", *"rust", "enter")
+            await stage.settle(pilot)
+            await pilot.press("slash", *"#rust")
+
+        assert compare(snap_compare, stage, look[0], act)

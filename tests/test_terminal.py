@@ -42,7 +42,7 @@ class Tmux:
 
     def __init__(self, command: list[str], home: Path) -> None:
         self._base = ["tmux", "-S", str(home / "tmux"), "-f", os.devnull]
-        words = ["env", *(f"{name}={value}" for name, value in environment(home).items()), *command]
+        words = ["env", "-u", "COLUMNS", "-u", "LINES", *(f"{name}={value}" for name, value in environment(home).items()), *command]
         self._tmux("new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), shlex.join(words))
 
     def _tmux(self, *arguments: str) -> str:
@@ -71,7 +71,7 @@ class Emulator:
     def __init__(self, command: list[str], home: Path) -> None:
         self._main, side = pty.openpty()
         fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        told = {**os.environ, **environment(home), "TERM": "xterm-256color"}
+        told = {**os.environ, **environment(home), "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)}
         self._process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=told, start_new_session=True)
         os.close(side)
         self._screen = pyte.Screen(COLUMNS, ROWS)
