@@ -143,6 +143,14 @@ def test_the_progress_line_has_speed_and_time_to_go() -> None:
     assert progress.line(10.0) == "30 of 100 lines, read 500 tok/s, wrote 30 tok/s, 1:10 to go"
 
 
+def test_the_benchmark_answers_the_same_lines_in_every_batch(starter_model: Path) -> None:
+    flags = ["--lines", "3", "--prompt", "9", "--reply", "3", "--batch", "1,3", "--greedy", "--reproducible", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bulk.py"), "-m", str(starter_model), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [(row[0], row[-3:]) for row in rows] == [("1", ["3", "of", "3"]), ("3", ["3", "of", "3"])], done.stderr
+
+
 def test_a_process_that_is_killed_goes_on_where_it_was(starter_models_dir: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of the real command; the second run answers only what is left."""
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
