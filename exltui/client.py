@@ -26,7 +26,11 @@ from exltui.protocol import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Peek,
+    Peeked,
     Prefill,
+    Query,
+    QueryFailed,
     Queued,
     Quit,
     Rewound,
@@ -46,6 +50,7 @@ ANSWERS: dict[type, tuple[type, ...]] = {
     Submit: (Queued, Prefill, Text, Scores, Rewound, Done, Failed),
     Inspect: (Inspected,),
     Explain: (Explained,),
+    Peek: (Peeked,),
 }
 
 
@@ -138,6 +143,7 @@ class ReplayClient:
         self._log = deque(read_log(log))
         self._clock = clock
         self._zero: float | None = None  # the clock's reading at time 0 of the log
+        self._unknown: list[Event] = []  # answers to questions that nobody asked when the log was recorded
         self._ids: dict[tuple[type, str], str] = {}  # command and the log's id -> this run's id
         self.sent: list[Command] = []
 
@@ -161,10 +167,12 @@ class ReplayClient:
                 if key is not None and key[0] is type(command) and key not in self._ids:
                     self._ids[key] = own
                     self._zero = self._clock() - at
-                    break
+                    return
+        if isinstance(command, Query):
+            self._unknown.append(QueryFailed(command.id, "the recording does not say", ""))
 
     def poll(self) -> list[Event]:
-        events: list[Event] = []
+        events, self._unknown = self._unknown, []
         while self._zero is not None and self._log:
             at, event = self._log[0]
             key = _cue(event)

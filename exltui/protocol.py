@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass, field
+
+from exltui.meter import DeviceMeter as DeviceMeter
+from exltui.meter import Meter as Meter
+from exltui.meter import StepTimes as StepTimes
+from exltui.wire import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,14 @@ class RecallPages:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Say how much of each of these prompts need not be computed. Answered by Peeked or QueryFailed."""
+
+    id: str
+    prompts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     pass
 
@@ -375,6 +387,14 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
+class Peeked:
+    """``cached``: for each prompt, how many of its first tokens are in the cache or in host memory, under the adapters of now."""
+
+    id: str
+    cached: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class QueryFailed:
     id: str
     error: str
@@ -427,40 +447,12 @@ class Failed:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceMeter:
-    """One device, as its driver reports it. ``None`` is unknown and is shown as a dash. Bytes, percent, Celsius, watts."""
-
-    name: str
-    kind: str  # "cuda", "rocm", "cpu"
-    memory_total: int | None = None
-    memory_used: int | None = None
-    weights: int | None = None  # this program's share of memory_used
-    cache: int | None = None
-    utilisation: float | None = None
-    temperature: float | None = None
-    power: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """A pulse, about once a second, whether or not a job runs."""
-
-    devices: tuple[DeviceMeter, ...]
-    decode_rate: float | None = None  # tokens per second over the last second of decoding
-    prefill_rate: float | None = None
-    context_used: int = 0
-    context_total: int = 0
-    pages_used: int = 0
-    pages_total: int = 0
-
-
-Query = Inspect | Explain
+Query = Inspect | Explain | Peek
 AboutPages = PagesKept | PagesRecalled | PagesFailed
 Command = Load | Unload | Submit | Cancel | LoadAdapter | DropAdapter | Query | KeepPages | RecallPages | Quit
 AboutAdapters = AdapterLoaded | AdapterDropped | AdapterFailed
 AboutJobs = Queued | Prefill | Text | Scores | Rewound | Done | Failed
-Answer = Inspected | Explained | QueryFailed
+Answer = Inspected | Explained | Peeked | QueryFailed
 Event = HostUp | LoadProgress | Loaded | LoadFailed | Unloaded | AboutAdapters | AboutPages | AboutJobs | Answer | Meter
 
 _TYPES = {t.__name__: t for t in (*typing.get_args(Command), *typing.get_args(Event))}
@@ -477,22 +469,4 @@ def from_json(line: str) -> Command | Event:
     name = fields.pop("is", None)
     if name not in _TYPES:
         raise ValueError(f"not a protocol message: {line[:80]}")
-    return _build(_TYPES[name], fields)
-
-
-def _build(cls: type, fields: dict) -> typing.Any:
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _value(hints[key], value) if key in hints else value for key, value in fields.items()})
-
-
-def _value(hint: typing.Any, value: typing.Any) -> typing.Any:
-    """``value`` as parsed from JSON, with dictionaries turned back into dataclasses and lists into tuples as ``hint`` says."""
-    if value is None:
-        return None
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return _value(next(a for a in typing.get_args(hint) if a is not type(None)), value)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
-    return value
+    return typing.cast("Command | Event", build(_TYPES[name], fields))

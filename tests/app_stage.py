@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -86,8 +87,14 @@ class PlainPreparer(Preparer):
             raise self.error
         prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in order.turns)
         return Prepared(
-            JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling, keep=order.keep), opening=self.opening
+            JobSpec(order.job, prompt=f"{prompt}\n{order.start}", sampling=order.sampling, keep=order.keep, adapters=order.adapters),
+            opening=self.opening,
         )
+
+    def tokens(self, order: Order) -> tuple[int, ...]:
+        """A word is a token here too; equal words have equal ids."""
+        text = " ".join(f"{turn.role}: {turn.content}" for turn in order.turns)
+        return tuple(zlib.crc32(word.encode()) for word in text.split())
 
     def tokenizer(self, order: Order) -> WordTokenizer:
         return WordTokenizer()
@@ -141,6 +148,13 @@ class Speaker:
             self._events += [protocol.Queued(command.job.id, 20), protocol.Prefill(command.job.id, 20, 20, 8)]
         elif isinstance(command, protocol.Cancel) and command.id in self._jobs:
             self._finish(command.id, "cancelled")
+        elif isinstance(command, protocol.LoadAdapter):
+            name = command.name or Path(command.adapter_dir).name
+            self._events.append(protocol.AdapterLoaded(command.id, name, command.scale, 8, ("q_proj",), 4_000_000))
+        elif isinstance(command, protocol.DropAdapter):
+            self._events.append(protocol.AdapterDropped(command.id, command.name))
+        elif isinstance(command, protocol.Peek):
+            self._events.append(protocol.Peeked(command.id, tuple(len(prompt) // 2 for prompt in command.prompts)))
         elif isinstance(command, protocol.Inspect):
             self._inspect(command)
         elif isinstance(command, protocol.Explain):

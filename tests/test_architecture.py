@@ -16,6 +16,8 @@ PACKAGE = ROOT / "exltui"
 FLOORS = {
     "exltui": 5,  # the package itself: a lazy door to the Python API
     "exltui.protocol": 0,
+    "exltui.meter": 0,
+    "exltui.wire": 0,
     "exltui.errors": 0,
     "exltui.paths": 0,
     "exltui.sampling": 0,

@@ -23,8 +23,11 @@ from textual.widgets import Input, OptionList, TextArea
 
 from exltui import paths, protocol
 from exltui.app.actions import APP_ACTIONS, BY_ID, COMMANDS, DO
+from exltui.app.adapters import AdapterDesk
+from exltui.app.branches import BranchDesk
 from exltui.app.chats import ChatDesk
 from exltui.app.clipboard import copy_with_tool, describe, to_file, too_long
+from exltui.app.compare import CompareDesk
 from exltui.app.context import ContextDesk
 from exltui.app.desk import ModelDesk
 from exltui.app.dialogue import Dialogue
@@ -101,6 +104,9 @@ class ExltuiApp(App[None]):
         self.errands = Errands(parts.client, self.work_aside, parts.preparer)
         self.queries = Queries(parts.client)
         self.microscope: MicroscopeDesk = MicroscopeDesk(self)
+        self.adapters: AdapterDesk = AdapterDesk(self)
+        self.branches: BranchDesk = BranchDesk(self)
+        self.compare: CompareDesk = CompareDesk(self)
         self.chats: ChatDesk = ChatDesk(self)
         self.desk: ModelDesk = ModelDesk(self)
         self.messages: MessageDesk = MessageDesk(self)
@@ -211,6 +217,7 @@ class ExltuiApp(App[None]):
             self.desk.handle(event)
             if isinstance(event, protocol.HostUp):
                 self.parts.settled()
+            self.adapters.handle(event)
             met = met or isinstance(event, protocol.Meter)
         if not self.clogged and not (self._link is not None and self._link.slow and self.parts.clock() - self._status_at < PULSE):
             self._status_at = self.parts.clock()  # on a slow line the figures leave room for the words

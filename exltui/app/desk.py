@@ -137,6 +137,10 @@ class ModelDesk:
         if values is not None and model is not None and not model.problem:
             self._load_path(model.path)
 
+    def adapters(self) -> None:
+        """The LoRA adapters that go with the loaded model."""
+        self._app.adapters.open()
+
     def fetch(self, name: str) -> None:
         """Download a model, then load it. Of a repository with several branches (bit rates) one is chosen first."""
         if self.busy:

@@ -43,6 +43,16 @@ class View(Protocol):
     def want_model(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What one of several replies is written with. ``adapters``: (name, scale), None: all that are loaded; ``system``: None: the chat's."""
+
+    name: str
+    sampling: Sampling
+    adapters: tuple[tuple[str, float], ...] | None = None
+    system: str | None = None
+
+
 @dataclass
 class Writing:
     """A reply that is being written, on the screen or not."""
@@ -50,7 +60,7 @@ class Writing:
     conversation: Conversation
     reply: str
     job: str
-    sampling: Sampling
+    variant: Variant
     submitted: bool = False
     cancelled: bool = False
     stream: ThoughtStream = field(default_factory=ThoughtStream)
@@ -216,25 +226,25 @@ class Dialogue:
         reply = self.conversation.resume(head)
         self.records.save(self.conversation, reply)
         self.show()
-        self._start(Writing(self.conversation, reply.id, new_id(), self.sampling))
+        self._start(Writing(self.conversation, reply.id, new_id(), Variant("", self.sampling)))
 
-    def candidates(self, id: str | None, samplings: Sequence[Sampling]) -> list[str]:
+    def candidates(self, id: str | None, variants: Sequence[Variant]) -> list[str]:
         """Have several replies written at once, all of them versions; their ids. None of them if something stands against it."""
         id = id or self.conversation.head
         if id is None or id not in self.conversation or not self.may_change():
             return []
         parent = self.conversation[id].parent if self.conversation[id].role == "assistant" else id
-        return [self._new_reply(parent or id, sampling) for sampling in samplings]
+        return [self._new_reply(parent or id, variant) for variant in variants]
 
     def reply_to(self, id: str) -> None:
         """Have the message ``id`` answered, or the reply ``id`` written again."""
-        self._new_reply(id, self.sampling)
+        self._new_reply(id, Variant("", self.sampling))
 
-    def _new_reply(self, id: str, sampling: Sampling) -> str:
+    def _new_reply(self, id: str, variant: Variant) -> str:
         conversation = self.conversation
         loaded, loading = self._observed.loaded, self._observed.loading
         conversation.model = loaded.name if loaded else PurePath(loading.model_dir).name if loading else ""
-        reply = conversation.regenerate(id, model=conversation.model, sampling=sampling)
+        reply = conversation.regenerate(id, model=conversation.model, sampling=variant.sampling)
         if self.start:
             reply = conversation.append_text(reply.id, self.start)
             self.start = ""
@@ -243,7 +253,7 @@ class Dialogue:
             self.show()
         else:
             self.view.add(self.entry(reply))
-        self._start(Writing(conversation, reply.id, new_id(), sampling))
+        self._start(Writing(conversation, reply.id, new_id(), variant))
         return reply.id
 
     def _start(self, writing: Writing) -> None:
@@ -259,9 +269,9 @@ class Dialogue:
         else:
             self.view.want_model()
 
-    def order(self, conversation: Conversation, leaf: str | None, loaded: protocol.Loaded) -> Order:
-        """What the path to ``leaf`` makes of a prompt for this model."""
-        turns = tuple(conversation.turns(leaf)) if leaf is not None or conversation.system else ()
+    def order(self, conversation: Conversation, leaf: str | None, loaded: protocol.Loaded, system: str | None = None) -> Order:
+        """What the path to ``leaf`` makes of a prompt for this model, with another ``system`` prompt than the chat's if given."""
+        turns = tuple(conversation.turns(leaf, system)) if leaf is not None or conversation.system else ()
         options = dict(conversation.options)
         return Order(new_id(), turns, loaded.model_dir, loaded.context, self.sampling, self.max_new_tokens, options=options)
 
@@ -269,8 +279,10 @@ class Dialogue:
         self._writings[writing.job] = writing
         conversation = writing.conversation
         reply = conversation[writing.reply]
-        order = self.order(conversation, reply.parent, loaded)
-        order = replace(order, job=writing.job, sampling=writing.sampling, start=reply.text, keep=True, session=conversation.id)
+        variant = writing.variant
+        order = self.order(conversation, reply.parent, loaded, variant.system)
+        order = replace(order, job=writing.job, sampling=variant.sampling, adapters=variant.adapters, start=reply.text, keep=True)
+        order = replace(order, session=conversation.id)
         writing.stream.feed(reply.text)
         self._work(
             lambda: self._preparer.prepare(order),

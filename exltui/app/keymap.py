@@ -8,6 +8,7 @@ from textual.dom import DOMNode
 from exltui.app.actions import APP_ACTIONS, MESSAGE_ACTIONS
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionList
+from exltui.app.screens.adapters import AdapterScreen
 from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.context import ContextScreen
@@ -30,6 +31,7 @@ OWNERS: tuple[type[DOMNode], ...] = (
     OrderScreen,
     InspectScreen,
     MicroscopeScreen,
+    AdapterScreen,
     CandidatesScreen,
 )
 

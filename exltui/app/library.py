@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from exltui.adapter import AdapterInfo
 from exltui.models import starter
-from exltui.models.catalog import ModelInfo, find_models, resolve
+from exltui.models.catalog import ModelInfo, find_adapters, find_models, resolve
 from exltui.models.hub import get_from_hub, list_branches
 
 
@@ -72,6 +73,10 @@ class Library:
     def scan(self) -> list[ModelInfo]:
         """All models that are there, the broken ones with what is wrong with them."""
         return find_models(self._folders)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The LoRA adapters beside the models, the broken ones with what is wrong with them."""
+        return find_adapters(self._folders)
 
     def resolve(self, name: str) -> Path:
         """The directory of the model with this name or path. Raises ModelError."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
 
+from exltui.app.dialogue import Variant
 from exltui.app.editor import edit_text, page_text
 from exltui.app.outline import branch_choices
 from exltui.app.screens.ask import AskScreen
@@ -15,8 +16,8 @@ from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.pick import Choice, PickScreen
 from exltui.app.widgets.prompt import PromptBox
 from exltui.chat import thinking
+from exltui.chat.tree import Conversation
 from exltui.errors import ExltuiError, SettingsError
-from exltui.protocol import Sampling
 from exltui.text import one_line
 
 if TYPE_CHECKING:
@@ -71,13 +72,15 @@ class MessageDesk:
         if not len(conversation):
             self._app.tell("There is no message yet.")
             return
+        self._app.branches.cached(conversation, lambda cached: self._show_outline(conversation, cached))
 
+    def _show_outline(self, conversation: Conversation, cached: dict[str, tuple[int, int]]) -> None:
         def go(id: str | None) -> None:
             if id is not None and self._dialogue.may_change():
                 self._dialogue.revision.go_to(id)
                 self._app.main.talk.select(id)
 
-        self._app.push_screen(PickScreen("Branches", branch_choices(conversation), at=conversation.head or ""), go)
+        self._app.push_screen(PickScreen("Branches", branch_choices(conversation, cached), at=conversation.head or ""), go)
 
     def find(self, words: str) -> None:
         """Messages of this branch that hold the words."""
@@ -228,17 +231,17 @@ class MessageDesk:
         if not 2 <= number <= MOST_CANDIDATES:
             self._app.tell(f"From 2 to {MOST_CANDIDATES} replies can be written at once.", error=True)
             return
-        self.side_by_side([(str(place + 1), self._dialogue.sampling) for place in range(number)])
+        self.side_by_side([Variant(str(place + 1), self._dialogue.sampling) for place in range(number)])
 
-    def side_by_side(self, wanted: list[tuple[str, Sampling]]) -> None:
-        """One reply for each name and settings, in columns; the one that is chosen is read on."""
+    def side_by_side(self, variants: list[Variant]) -> None:
+        """One reply for each variant, in columns; the one that is chosen is read on."""
         if self._app.observed.loaded is None:
             self._app.tell("No model is loaded.", "Ctrl+L loads one.")
             return
-        ids = self._dialogue.candidates(self._id, [sampling for _, sampling in wanted])
+        ids = self._dialogue.candidates(self._id, variants)
         if not ids:
             return
-        columns = [(name, self._dialogue.entry(self._dialogue.conversation[id])) for id, (name, _) in zip(ids, wanted, strict=True)]
+        columns = [(each.name, self._dialogue.entry(self._dialogue.conversation[id])) for id, each in zip(ids, variants, strict=True)]
 
         def chosen(id: str | None) -> None:
             self._app.view.columns = None

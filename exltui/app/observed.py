@@ -85,6 +85,7 @@ class Observed:
     loading: Loading | None = None
     loaded: protocol.Loaded | None = None
     load_failed: protocol.LoadFailed | None = None
+    adapters: dict[str, protocol.AdapterLoaded] = field(default_factory=dict)  # by name
     meter: protocol.Meter | None = None
     jobs: dict[str, JobFigures] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)  # ids of jobs without Done or Failed
@@ -124,7 +125,11 @@ class Observed:
             self._apply_meter(event)
         elif isinstance(event, (protocol.LoadProgress, protocol.Loaded, protocol.LoadFailed, protocol.Unloaded)):
             self._apply_load(event)
-        elif not isinstance(event, (protocol.Scores, protocol.Rewound, protocol.AboutAdapters, protocol.AboutPages, protocol.Answer)):
+        elif isinstance(event, protocol.AdapterLoaded):
+            self.adapters[event.name] = event
+        elif isinstance(event, protocol.AdapterDropped):
+            self.adapters.pop(event.name, None)
+        elif not isinstance(event, (protocol.Scores, protocol.Rewound, protocol.AdapterFailed, protocol.AboutPages, protocol.Answer)):
             self._apply_job(event)
 
     def _apply_meter(self, meter: protocol.Meter) -> None:
@@ -146,6 +151,7 @@ class Observed:
             loading.rate = event.done / passed if passed > 0.2 else None
             return
         self.loading = None
+        self.adapters = {}
         self.loaded = event if isinstance(event, protocol.Loaded) else None
         self.load_failed = event if isinstance(event, protocol.LoadFailed) else None
         self.forget_figures()

@@ -9,8 +9,11 @@ from exltui.chat.tree import Conversation, Message
 from exltui.text import one_line
 
 
-def branch_choices(conversation: Conversation) -> list[Choice]:
-    """Every message once, each below the one that it answers; a dot marks the branch that is read."""
+def branch_choices(conversation: Conversation, cached: dict[str, tuple[int, int]]) -> list[Choice]:
+    """Every message once, each below the one that it answers; a dot marks the branch that is read.
+
+    ``cached``: by the last message of a branch, how many of its tokens the engine has still in its cache, and of how many.
+    """
     read = {message.id for message in conversation.path()}
     rows: list[Choice] = []
     waiting: list[tuple[Message, str, str]] = _level(conversation, None, "")
@@ -19,7 +22,8 @@ def branch_choices(conversation: Conversation) -> list[Choice]:
         text = one_line(thinking.answer(message.text) or message.note or "…", 200)
         who = "you" if message.role == "user" else message.model or message.role
         tokens = f"{figures.count(message.stats.new_tokens)} tok" if message.stats else ""
-        right = " · ".join(part for part in (tokens, "not sent" if message.dropped else "", who) if part)
+        here = f"cached {cached[message.id][0]:,} of {cached[message.id][1]:,}" if message.id in cached else ""
+        right = " · ".join(part for part in (here, tokens, "not sent" if message.dropped else "", who) if part)
         rows.append(Choice(message.id, f"{lead}{text}", right, "●" if message.id in read else ""))
         waiting.extend(_level(conversation, message.id, below))
     return rows

@@ -37,6 +37,7 @@ class Order:
     max_new_tokens: int | None = None
     start: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    adapters: tuple[tuple[str, float], ...] | None = None  # None: those that are loaded
     keep: bool = False  # whether the engine is to keep the logits for the inspector
     session: str = ""  # the chat, if its pages are to be found again
 
@@ -88,6 +89,7 @@ class Preparer:
             stop_strings=tools.template.stop_strings,
             logit_bias=biases,
             banned_tokens=bans,
+            adapters=order.adapters,
             keep=order.keep,
             session=order.session,
         )
@@ -116,6 +118,11 @@ class Preparer:
     def tokenizer(self, order: Order) -> Tokenizer:
         """The tokenizer of the order's model."""
         return self._tools_for(order).tokenizer
+
+    def tokens(self, order: Order) -> tuple[int, ...]:
+        """The prompt of ``order`` as the engine reads it. Raises TemplateError, ContextError or ModelError."""
+        tools = self._tools_for(order)
+        return tuple(tools.tokenizer.encode(self._fit(tools, order).prompt))
 
     def doctor(self, order: Order) -> tuple[str, Tokenizer, Template]:
         """The prompt that ``order`` makes, with what made it, for a person to look at."""

@@ -1,4 +1,4 @@
-"""Sampler presets, comparisons of two of them, and words that are to be likelier or not to be at all."""
+"""Sampler presets, and words that are to be likelier or not to be at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def difference(sampling: Sampling, other: Sampling) -> str:
 
 
 class PresetDesk:
-    """Applies, keeps and compares settings. Those of a person are in the settings file."""
+    """Applies and keeps settings. Those of a person are in the settings file."""
 
     def __init__(self, app: ExltuiApp) -> None:
         self._app = app
@@ -147,27 +147,6 @@ class PresetDesk:
                 self._app.main.sampler.take(replaced(self._app.dialogue.sampling, "order", order))
 
         self._app.push_screen(OrderScreen(stages(sampling)), take)
-
-    def compare(self, names: str) -> None:
-        """Two replies side by side, each with a preset of its own."""
-        if names:
-            wanted = names.split()
-            unknown = [name for name in wanted if name not in self.all]
-            if len(wanted) != 2 or unknown:
-                hint = f"There are {', '.join(name for name in self.all if ' ' not in name)}."
-                self._app.tell("Name two presets: /compare precise creative.", hint, error=True)
-                return
-            self._app.messages.side_by_side([(name, self.all[name]) for name in wanted])
-            return
-
-        def take(key: str | None) -> None:
-            if key is not None:
-                now = self._app.dialogue.sampling
-                self._app.messages.side_by_side([(self.name_of(now) or "as now", now), (key, self.all[key])])
-
-        now = self._app.dialogue.sampling
-        choices = [Choice(name, name, about=difference(now, preset)) for name, preset in self.all.items()]
-        self._app.push_screen(PickScreen("Compare the settings of now with", choices), take)
 
     def set_value(self, text: str) -> None:
         """One setting by name: ``top_k 40``."""

@@ -157,14 +157,19 @@ class Conversation:
         """The messages that answer ``id``; of ``None``, the first ones."""
         return [self._messages[child] for child in self._children.get(id, [])]
 
-    def turns(self, leaf: str | None = None) -> list[Turn]:
-        """What a model is asked with: the system prompt with the note, and the path to ``leaf``.
+    def leaves(self) -> list[str]:
+        """The ids of the messages that end a branch, in the order in which they were written."""
+        return [message.id for message in self if not self._children.get(message.id)]
+
+    def turns(self, leaf: str | None = None, system: str | None = None) -> list[Turn]:
+        """What a model is asked with: the system prompt (``system`` in its place, if given) with the note, and the path to ``leaf``.
 
         Replies without a word (failed ones) and dropped messages are left out, and so are thoughts unless the chat keeps them. Two
         messages of one role in a row become one: templates insist on alternation.
         """
         keep = self.options.get("thoughts") == "keep"
-        system = "\n\n".join(part for part in (self.system.strip() and self.system, self.options.get("note", "")) if part)
+        own = self.system if system is None else system
+        system = "\n\n".join(part for part in (own.strip() and own, self.options.get("note", "")) if part)
         turns = [Turn("system", system, pinned=True)] if system else []
         for message in self.path(leaf):
             text = message.text if keep or message.role != "assistant" else thinking.answer(message.text)

@@ -31,10 +31,8 @@ from exltui.protocol import (
     Done,
     DropAdapter,
     Event,
-    Explain,
     Failed,
     HostUp,
-    Inspect,
     JobSpec,
     KeepPages,
     Load,
@@ -46,6 +44,7 @@ from exltui.protocol import (
     PagesFailed,
     PagesKept,
     PagesRecalled,
+    Query,
     QueryFailed,
     Quit,
     RecallPages,
@@ -57,6 +56,7 @@ from exltui.protocol import (
 
 if TYPE_CHECKING:
     from exltui.engine.generate.generator import Generator
+    from exltui.engine.model.lora import Adapter
     from exltui.engine.session import Session
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Host:
             self._emit(Failed(command.job.id, error, hint))
         elif isinstance(command, (LoadAdapter, DropAdapter)):
             self._emit(AdapterFailed(command.id, error, hint))
-        elif isinstance(command, (Inspect, Explain)):
+        elif isinstance(command, Query):
             self._emit(QueryFailed(command.id, error, hint))
         elif isinstance(command, (KeepPages, RecallPages)):
             self._emit(PagesFailed(command.id, error, hint))
@@ -164,7 +164,7 @@ class Host:
             self._submit(command.job)
         elif isinstance(command, (LoadAdapter, DropAdapter)):
             self._adapt(command)
-        elif isinstance(command, (Inspect, Explain)):
+        elif isinstance(command, Query):
             self._emit(answer(self._session, command))
         elif isinstance(command, (KeepPages, RecallPages)):
             self._emit(self._pages(command))
@@ -213,6 +213,8 @@ class Host:
             model.notes,
         )
         self._emit(loaded)
+        for adapter in session.runner.adapters.adapters.values():
+            self._emit(_adapter_loaded(command.id, adapter))
         if session.problem:  # that a compiler is there says little about what it makes of the kernels
             log.warning("the references run: %s", session.problem)
             self._emit(replace(_host_up(), native=False, note=session.problem))
@@ -243,8 +245,7 @@ class Host:
             bank.settle(session.generator.slots)
         else:
             adapter = bank.rescale(command.name, command.scale)
-        info = adapter.info
-        self._emit(AdapterLoaded(command.id, adapter.name, adapter.scale, info.rank, info.targets, info.size))
+        self._emit(_adapter_loaded(command.id, adapter))
 
     def _pages(self, command: KeepPages | RecallPages) -> PagesKept | PagesRecalled:
         if self._session is None:
@@ -371,6 +372,11 @@ class _Rates:
             prefill = self._read / self._reading if self._reading else None
             self._read = self._reading = self._drawn = self._drawing = 0.0
         return decode, prefill
+
+
+def _adapter_loaded(id: str, adapter: Adapter) -> AdapterLoaded:
+    info = adapter.info
+    return AdapterLoaded(id, adapter.name, adapter.scale, info.rank, info.targets, info.size)
 
 
 def _check(generator: Generator) -> None:

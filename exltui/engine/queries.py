@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exltui.errors import ModelError
-from exltui.protocol import Answer, Explained, Inspect, Inspected, Query
+from exltui.protocol import Answer, Explained, Inspect, Inspected, Peek, Peeked, Query
 
 if TYPE_CHECKING:
     from exltui.engine.session import Session
@@ -15,6 +15,8 @@ def answer(session: Session | None, query: Query) -> Answer:
     """The event that answers ``query``. Raises ModelError or SamplingError."""
     if session is None:
         raise ModelError("no model is loaded", "load one first")
+    if isinstance(query, Peek):
+        return Peeked(query.id, tuple(session.generator.known(prompt) for prompt in query.prompts))
     kept = session.generator.kept
     if isinstance(query, Inspect):
         return Inspected(query.id, query.job, kept.scores(query.job, query.top))

@@ -49,6 +49,7 @@ class Desk(Protocol):
     def cancel(self) -> None: ...
     def scan(self) -> None: ...
     def options(self, model: ModelInfo | None) -> None: ...
+    def adapters(self) -> None: ...
 
 
 class ModelList(OptionList):
@@ -58,6 +59,7 @@ class ModelList(OptionList):
         Binding("enter", "select", "Load", id="loader.load"),
         Binding("u", "screen.unload", "Unload", id="loader.unload"),
         Binding("o", "screen.options", "Load options as a form", id="loader.options"),
+        Binding("a", "screen.adapters", "LoRA adapters", id="loader.adapters"),
         Binding("left", "screen.length(-1)", "Smaller context", id="loader.smaller"),
         Binding("right", "screen.length(1)", "Larger context", id="loader.larger"),
         Binding("g", "screen.fetch", "Get a model by name", id="loader.get"),
@@ -250,6 +252,9 @@ class LoaderScreen(ClosesOnce, Screen[None]):
 
     def action_options(self) -> None:
         self._desk.options(self.chosen)
+
+    def action_adapters(self) -> None:
+        self._desk.adapters()
 
     def action_unload(self) -> None:
         self._desk.unload()

@@ -142,6 +142,11 @@ class Generator:
                 self.room.abandon(track)
         return [job.id for job in dropped]
 
+    def known(self, tokens: Many[int]) -> int:
+        """How many of the first ``tokens`` a job with all loaded adapters would not have to compute."""
+        adapters = self.runner.adapters
+        return self.room.known(tokens, adapters.root(adapters.mix(None)))
+
     def check(self) -> None:
         """Raise ExltuiError if the page table contradicts itself or the jobs. For idle moments: it looks at every page."""
         held = [page for job in self._running for track in job.tracks for page in track.pages]

@@ -151,6 +151,19 @@ class Room:
         kept, count = there
         return kept if count == len(kept.tokens) else Kept(previous, kept.tokens[:count], tuple(part[:count] for part in kept.parts))
 
+    def known(self, tokens: Sequence[int], root: bytes = ROOT) -> int:
+        """How many of the first ``tokens`` are in the cache or in host memory; the last one is computed in any case."""
+        tokens, at, previous = list(tokens), 0, root
+        while at < len(tokens) - 1:
+            page = tokens[at : at + PAGE]
+            found = (self.table.following(previous, page), self.tier.following(previous, page))
+            count = max((each[1] for each in found if each is not None), default=0)
+            at += count
+            if count < PAGE:
+                break
+            previous = chain(previous, page)
+        return min(at, len(tokens) - 1)
+
     def recall(self, pages: Sequence[Kept]) -> None:
         """Put pages that were exported where the next prompt finds them, in place of those that were put there so before.
 

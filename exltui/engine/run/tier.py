@@ -51,6 +51,9 @@ class HostTier:
     def __len__(self) -> int:
         return len(self._pages)
 
+    def __contains__(self, here: bytes) -> bool:
+        return here in self._pages
+
     def put(self, page: Kept) -> None:
         here = chain(page.previous, page.tokens)
         if here in self._pages:
