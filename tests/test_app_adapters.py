@@ -190,6 +190,10 @@ async def test_the_real_engine_loads_an_adapter_and_says_what_is_cached(starter_
         assert app.dialogue.conversation.path()[-1].text != plain.text
         await pilot.press("escape", *"/lora noise off", "enter")
         await until(pilot, lambda: not app.observed.adapters)
-        await pilot.press("alt+up", "r")
+        await pilot.press("alt+up")
+        await pilot.pause()
+        await pilot.press("r")
         await until(pilot, lambda: not app.dialogue.busy)
-        assert app.dialogue.conversation.path()[-1].text == plain.text
+        again = app.dialogue.conversation.path()[-1]
+        assert len(app.dialogue.conversation.siblings(again.id)) == 3
+        assert again.stats.cached_tokens == plain.stats.prompt_tokens - 1, "what was computed without adapters is found again"
