@@ -13,9 +13,9 @@ import json
 import typing
 from dataclasses import dataclass, field
 
-from exltui.meter import DeviceMeter as DeviceMeter
-from exltui.meter import Meter as Meter
-from exltui.meter import StepTimes as StepTimes
+from exltui.meter import DeviceMeter as DeviceMeter  # noqa: PLC0414  part of the protocol
+from exltui.meter import Meter as Meter  # noqa: PLC0414  part of the protocol
+from exltui.meter import StepTimes as StepTimes  # noqa: PLC0414  part of the protocol
 from exltui.wire import build
 
 

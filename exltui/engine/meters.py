@@ -85,7 +85,15 @@ def _scaled(value: float | None, unit: int) -> int | None:
 
 def _nvidia_meter(row: list[str]) -> DeviceMeter:
     total, used, load, temperature, power = (_number(part) for part in row[1:])
-    return DeviceMeter(row[0], "cuda", _scaled(total, 1 << 20), _scaled(used, 1 << 20), None, None, load, temperature, power)
+    return DeviceMeter(
+        row[0],
+        "cuda",
+        memory_total=_scaled(total, 1 << 20),
+        memory_used=_scaled(used, 1 << 20),
+        utilisation=load,
+        temperature=temperature,
+        power=power,
+    )
 
 
 def _rocm_meter(card: dict[str, str]) -> DeviceMeter:
@@ -95,7 +103,13 @@ def _rocm_meter(card: dict[str, str]) -> DeviceMeter:
     name = next((value for key, value in card.items() if "card series" in key.lower()), "AMD GPU")
     total, used = find("vram total memory"), find("vram total used")
     return DeviceMeter(
-        name, "rocm", _scaled(total, 1), _scaled(used, 1), None, None, find("gpu use"), find("temperature", "edge"), find("power")
+        name,
+        "rocm",
+        memory_total=_scaled(total, 1),
+        memory_used=_scaled(used, 1),
+        utilisation=find("gpu use"),
+        temperature=find("temperature", "edge"),
+        power=find("power"),
     )
 
 
