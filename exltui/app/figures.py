@@ -52,6 +52,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}:{rest:02}"
 
 
+def millis(seconds: float) -> str:
+    """A short length of time with two digits behind the point: ``21.43 ms``."""
+    return f"{seconds * 1000:.2f} ms"
+
+
 def parameters(value: int | None) -> str:
     """A number of weights: ``135M``, ``8.0B``."""
     if not value:

@@ -87,6 +87,7 @@ class Observed:
     load_failed: protocol.LoadFailed | None = None
     adapters: dict[str, protocol.AdapterLoaded] = field(default_factory=dict)  # by name
     meter: protocol.Meter | None = None
+    step: protocol.StepTimes | None = None  # of the last second with a step in it
     jobs: dict[str, JobFigures] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)  # ids of jobs without Done or Failed
     latest: str | None = None  # the job whose figures the status line shows
@@ -134,6 +135,7 @@ class Observed:
 
     def _apply_meter(self, meter: protocol.Meter) -> None:
         self.meter = meter
+        self.step = meter.step or self.step
         self.speeds.append(meter.decode_rate)
         for index, device in enumerate(meter.devices):
             self.utilisation.setdefault(index, deque(maxlen=HISTORY)).append(device.utilisation)
@@ -152,6 +154,7 @@ class Observed:
             return
         self.loading = None
         self.adapters = {}
+        self.step = None
         self.loaded = event if isinstance(event, protocol.Loaded) else None
         self.load_failed = event if isinstance(event, protocol.LoadFailed) else None
         self.forget_figures()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exltui import paths
-from exltui.engine.meters import Meters
+from exltui.engine.meters import Meters, held_memory
 from exltui.engine.queries import answer
 from exltui.errors import ExltuiError, ModelError
 from exltui.protocol import (
@@ -57,6 +57,7 @@ from exltui.protocol import (
 if TYPE_CHECKING:
     from exltui.engine.generate.generator import Generator
     from exltui.engine.model.lora import Adapter
+    from exltui.engine.run.stopwatch import Stopwatch
     from exltui.engine.session import Session
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Host:
         self._texts: dict[str, Text] = {}
         self._text_sent: dict[str, float] = {}
         self._rates = _Rates()
+        self._mapped = 0.0  # when the pages were looked at
         self._devices: tuple[DeviceMeter, ...] = ()
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._run, name="exltui-engine", daemon=True)
@@ -288,6 +290,10 @@ class Host:
             _check(generator)
         self._rates.stepped(time.perf_counter() - started, generator.tokens_read - read, generator.tokens_drawn - drawn)
         self._gauge = replace(self._gauge, longest=generator.longest, pages_used=generator.table.used)
+        now = time.monotonic()
+        if now - self._mapped >= METER_INTERVAL or not generator.busy:
+            self._mapped = now
+            self._gauge = replace(self._gauge, page_map=generator.table.map())
 
     def _send_all(self, events: list[Event]) -> None:
         """Emit ``events``, except that texts wait until the last one of their job is long enough ago, and join meanwhile."""
@@ -320,7 +326,9 @@ class Host:
             started = time.monotonic()
             gauge, (decode_rate, prefill_rate) = self._gauge, self._rates.read()
             devices = tuple(gauge.share(device, i) for i, device in enumerate(meters.read()))
-            self._emit(Meter(devices, decode_rate, prefill_rate, gauge.longest, gauge.context, gauge.pages_used, gauge.pages))
+            step = gauge.watch.take() if gauge.watch is not None else None
+            pages = (gauge.pages_used, gauge.pages, gauge.page_map)
+            self._emit(Meter(devices, decode_rate, prefill_rate, gauge.longest, gauge.context, *pages, step))
             self._quit.wait(max(METER_INTERVAL - (time.monotonic() - started), 0.1))
 
 
@@ -335,17 +343,24 @@ class _Gauge:
     weights: int = 0  # bytes
     cache: int = 0  # bytes
     device: tuple[str, int] = ("", 0)  # type and index
+    page_map: str = ""
+    watch: Stopwatch | None = None
 
     @staticmethod
     def of(session: Session) -> _Gauge:
         model, cache = session.runner.model, session.runner.cache
         device = (model.device.type, model.device.index or 0)
-        return _Gauge(0, session.generator.context, 0, cache.pages, model.nbytes, cache.nbytes, device)
+        table, watch = session.generator.table, session.generator.watch
+        return _Gauge(0, session.generator.context, 0, cache.pages, model.nbytes, cache.nbytes, device, table.map(), watch)
 
     def share(self, meter: DeviceMeter, index: int) -> DeviceMeter:
         """``meter``, the ``index``-th, with this program's part of its memory if the model is there."""
         here = meter.kind == "cpu" if self.device[0] == "cpu" else meter.kind != "cpu" and index == self.device[1]
-        return replace(meter, weights=self.weights, cache=self.cache) if here and self.device[0] else meter
+        if not here or not self.device[0]:
+            return meter
+        held = held_memory(*self.device)
+        buffers = None if held is None else max(0, held - self.weights - self.cache)
+        return replace(meter, weights=self.weights, cache=self.cache, buffers=buffers)
 
 
 class _Rates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import mmap
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -121,6 +122,18 @@ def _memory() -> tuple[int | None, int | None]:
         return None, None
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
     return sizes.get("MemTotal"), sizes.get("MemAvailable")
+
+
+def held_memory(kind: str, index: int) -> int | None:
+    """Bytes that this program holds on a device: of a GPU what torch has taken, of main memory what is resident."""
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.memory_reserved(index)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @functools.cache

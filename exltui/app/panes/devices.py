@@ -1,4 +1,4 @@
-"""The devices pane: what each GPU (or the CPU) holds and does, as the last meter event says."""
+"""The devices pane: what each GPU (or the CPU) holds and does, and what the engine's last step and reply took."""
 
 from __future__ import annotations
 
@@ -9,41 +9,57 @@ from textual.geometry import Region
 from textual.widget import Widget
 
 from exltui.app import figures
-from exltui.app.observed import Observed
+from exltui.app.observed import JobFigures, Observed
 from exltui.app.widgets.bar import bar, segments, spread
+from exltui.meter import PAGE_SIGNS, StepTimes
 from exltui.protocol import DeviceMeter
 from exltui.text import one_line
 
+# How the signs of PAGE_SIGNS are drawn: free, partly remembered, remembered, used by a job, shared by several.
+PAGES = (("·", "$text-disabled"), ("▁", "$text-muted"), ("▄", "$secondary"), ("▇", "$primary"), ("█", "$accent"))
+
 
 def device_lines(index: int, device: DeviceMeter, history: Iterable[float | None], width: int) -> list[Content]:
-    """One device as three or four lines of ``width`` cells."""
+    """One device as five or six lines of ``width`` cells."""
     total, used = device.memory_total, device.memory_used
-    own = [(device.weights, "$primary"), (device.cache, "$secondary")]
+    own = [(device.weights, "$primary"), (device.cache, "$secondary"), (device.buffers, "$accent")]
     mine = sum(share or 0 for share, _ in own)
-    others = max(0, used - mine) if used is not None else 0
+    others = max(0, used - mine) if used is not None else None
     shares = [((share or 0) / total, style) for share, style in own] if total else []
     if total:
-        shares.append((others / total, "$text-muted"))
+        shares.append(((others or 0) / total, "$text-muted"))
     name = Content.assemble((f"{index} " if device.kind != "cpu" else "", "$accent"), (one_line(device.name), "bold"))
     memory = f"{figures.gigabytes(used)} / {figures.gigabytes(total)} GB"
-    owners = Content.assemble(
-        ("w ", "$primary"), f"{figures.gigabytes(device.weights)}  ", ("c ", "$secondary"), f"{figures.gigabytes(device.cache)}  ",
-        ("o ", "$text-muted"), figures.gigabytes(others if used is not None else None), (" GB", "$text-muted"),
-    )  # fmt: skip
-    figures_now = [f"{figures.DASH if device.utilisation is None else f'{device.utilisation:.0f}'}%".rjust(4)]
-    if device.temperature is not None:
-        figures_now.append(f"{device.temperature:.0f}°C")
-    if device.power is not None:
-        figures_now.append(f"{device.power:.0f} W")
-    load = Content(" ".join(figures_now))
-    room = width - load.cell_length - 1
+    load = Content(" ".join(_now(device)))
     return [
         spread(name, Content(""), width),
         segments(shares, width),
         spread(Content(memory), Content.styled(figures.percent(used, total), "$text-muted"), width),
-        owners,
-        Content.assemble(load, " ", (figures.spark(history, room, 100), "$success")),
+        *_owners(device, others, width),
+        Content.assemble(load, " ", (figures.spark(history, width - load.cell_length - 1, 100), "$success")),
     ]
+
+
+def _owners(device: DeviceMeter, others: int | None, width: int) -> list[Content]:
+    """Who has the memory: weights, cache, buffers, others. In one line where there is room for it."""
+    parts = [("w", device.weights, "$primary"), ("c", device.cache, "$secondary"), ("o", others, "$text-muted")]
+    if device.buffers is not None:
+        parts.insert(2, ("b", device.buffers, "$accent"))
+    written = [Content.assemble((f"{sign} ", style), figures.gigabytes(value)) for sign, value, style in parts]
+    line = Content.assemble(Content("  ").join(written), (" GB", "$text-muted"))
+    if line.cell_length <= width:
+        return [line]
+    return [Content("  ").join(written[:2]), Content.assemble(Content("  ").join(written[2:]), (" GB", "$text-muted"))]
+
+
+def _now(device: DeviceMeter) -> list[str]:
+    """Utilisation, and temperature and power where the driver tells them."""
+    found = [f"{figures.DASH if device.utilisation is None else f'{device.utilisation:.0f}'}%".rjust(4)]
+    if device.temperature is not None:
+        found.append(f"{device.temperature:.0f}°C")
+    if device.power is not None:
+        found.append(f"{device.power:.0f} W")
+    return found
 
 
 def engine_lines(observed: Observed, width: int) -> list[Content]:
@@ -54,16 +70,60 @@ def engine_lines(observed: Observed, width: int) -> list[Content]:
     used, total = meter.pages_used, meter.pages_total
     pages = f" {used}/{total}" if total else f" {figures.DASH}"
     speed = f" {figures.rate(meter.decode_rate):>6}/s"
+    strip = page_strip(meter.page_map, width - 7 - len(pages))
     return [
-        Content.assemble(("pages  ", "$text-muted"), bar(used / total if total else None, width - 7 - len(pages), "$secondary"), pages),
+        Content.assemble(("pages  ", "$text-muted"), strip, pages),
         Content.assemble(
             ("decode ", "$text-muted"), (figures.spark(observed.speeds, width - 7 - len(speed)), "$accent"), speed
         ),
     ]  # fmt: skip
 
 
+def page_strip(page_map: str, width: int) -> Content:
+    """The page table in ``width`` cells: of the pages that share a cell the busiest one is shown."""
+    if not page_map or width <= 0:
+        return bar(None, max(0, width))
+    count = len(page_map)
+    cells = min(width, count)
+    states = [max(PAGE_SIGNS.index(sign) for sign in page_map[at * count // cells : (at + 1) * count // cells]) for at in range(cells)]
+    return Content.assemble(*(PAGES[state] for state in states), " " * (width - cells))
+
+
+def step_lines(step: StepTimes | None, width: int) -> list[Content]:
+    """Where the time of a step went."""
+    if step is None:
+        return []
+    whole = step.host + step.model + step.sampling
+    parts = ((step.model, "model", "$primary"), (step.sampling, "sampling", "$accent"), (step.host, "host", "$text-muted"))
+    right = Content.styled(f"{figures.millis(whole)} · {step.steps}/s", "$text-muted")
+    lines = [spread(Content("a step"), right, width), segments([(part / whole, style) for part, _, style in parts] if whole else [], width)]
+    return [*lines, *(_figure(name, figures.millis(part), style, width) for part, name, style in parts)]
+
+
+def job_lines(job: JobFigures | None, width: int) -> list[Content]:
+    """What the last reply took."""
+    if job is None:
+        return []
+    lines = [
+        ("first token", figures.duration(job.first_token_seconds)),
+        ("prefill", f"{figures.rate(job.prefill_rate)}/s"),
+        ("decode", f"{figures.rate(job.decode_rate)}/s"),
+        ("cached", f"{figures.count(job.cached)} of {figures.count(job.prompt_tokens)}"),
+    ]
+    if job.stats is not None and (guessed := job.stats.accepted_drafts + job.stats.rejected_drafts):
+        lines.append(("drafts", f"{job.stats.accepted_drafts / guessed:.0%} of {guessed:,} held"))
+    return [Content.styled("last reply", ""), *(_figure(name, value, "$text-muted", width) for name, value in lines)]
+
+
+def _figure(name: str, value: str, style: str, width: int) -> Content:
+    return spread(Content.styled(f"  {name}", style), Content(value), width)
+
+
 class DevicesPane(Widget, can_focus=True):
-    """Memory by owner, utilisation, temperature and power of each device. A dash stands for what the driver does not tell."""
+    """Memory by owner, utilisation, temperature and power of each device. A dash stands for what the driver does not tell.
+
+    With the focus it also says where the time of a step went and what the last reply took.
+    """
 
     BORDER_TITLE = "Devices"
 
@@ -86,12 +146,17 @@ class DevicesPane(Widget, can_focus=True):
         self._shown = self._compose_lines()
         self.refresh()
 
+    def on_focus(self) -> None:
+        self.show()
+
+    def on_blur(self) -> None:
+        self.show()
+
     def render(self) -> Content:
         return Content("\n").join(self._shown)
 
     def _compose_lines(self) -> list[Content]:
-        width = self.content_size.width
-        observed = self._observed
+        width, observed = self.content_size.width, self._observed
         if width <= 8:
             return []
         if observed.meter is None:
@@ -100,6 +165,8 @@ class DevicesPane(Widget, can_focus=True):
             device_lines(index, device, observed.utilisation.get(index, ()), width) for index, device in enumerate(observed.meter.devices)
         ]
         blocks.append(engine_lines(observed, width))
+        if self.has_focus:
+            blocks += [step_lines(observed.step, width), job_lines(observed.job, width)]
         lines: list[Content] = []
         for block in blocks:
             lines += ([Content("")] if lines and block else []) + block

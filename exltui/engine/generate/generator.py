@@ -27,6 +27,7 @@ from exltui.engine.ops.types import PAGE
 from exltui.engine.run.pages import PageTable, common
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence
+from exltui.engine.run.stopwatch import Stopwatch
 from exltui.engine.run.tier import HostTier
 from exltui.errors import ContextError, ExltuiError
 from exltui.protocol import Done, Event, Failed, JobSpec, Prefill, Queued, Rewound, Text
@@ -78,6 +79,7 @@ class Generator:
         self.drafter = drafter
         stores = [runner.cache, *([drafter.runner.cache] if isinstance(drafter, ModelDrafter) else [])]
         self.room = Room(self.table, stores, HostTier(host_cache))
+        self.watch = Stopwatch(runner.model.device)
         self.kept = KeptLogits(tokenizer, runner.model.spec.vocab)
         self.tokens_read = 0
         self.tokens_drawn = 0
@@ -160,10 +162,15 @@ class Generator:
 
     def advance(self) -> list[Event]:
         """One step -> what happened. Returns at once when there is nothing to do, or nothing to wait for yet."""
+        self.watch.begin()
         events = self._admit()
         if self._ahead.pending:
-            self._ahead.follow(self._in_order())
-            return events + self._land()
+            with self.watch.model():
+                self._ahead.follow(self._in_order())
+            with self.watch.sampling():
+                events += self._land()
+            self.watch.end()
+            return events
         self._guess()
         runs = self._schedule()
         if not runs:
@@ -174,7 +181,8 @@ class Generator:
         sequences = [self._sequence(run) for run in runs]
         if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
             self.drafter.read(reading)
-        logits = self.runner.run(sequences)
+        with self.watch.model():
+            logits = self.runner.run(sequences)
         by_job: dict[Job, list[_Run]] = {}
         for run in runs:
             by_job.setdefault(run.job, []).append(run)
@@ -183,6 +191,7 @@ class Generator:
         drawing = [run for run in runs if run.draws]
         if drawing:
             events.extend(self._draw(drawing, logits))
+        self.watch.end()
         return events
 
     def _land(self) -> list[Event]:
@@ -319,7 +328,8 @@ class Generator:
         logits = _guided(runs, logits)
         own = [run for run in runs if run.track is run.job.track]
         params = [self._params(run.job, run.drafts[:i]) for run in own for i in range(1 + len(run.drafts))]
-        drawn = self.runner.model.ops.sample(logits, params).tolist()
+        with self.watch.sampling():
+            drawn = self.runner.model.ops.sample(logits, params).tolist()
         events: list[Event] = []
         at = 0
         for run in own:

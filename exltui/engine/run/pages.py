@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from exltui.engine.ops.types import PAGE
+from exltui.meter import PAGE_SIGNS
 
 ROOT = b""  # the hash before the first page
 
@@ -140,6 +141,10 @@ class PageTable:
                 self._idle[index] = None
                 self._idle.move_to_end(index)
 
+    def map(self) -> str:
+        """A sign of ``PAGE_SIGNS`` for each page."""
+        return "".join(PAGE_SIGNS[_state(page)] for page in self.pages)
+
     def problem(self, held: Sequence[int]) -> str:
         """What contradicts itself, or "". ``held`` are the pages of all sequences, one entry for each sequence that has it."""
         users = Counter(held)
@@ -228,3 +233,9 @@ def common(left: Sequence[int], right: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _state(page: Page) -> int:
+    if page.users:
+        return 4 if page.users > 1 else 3
+    return 2 if page.hash is not None else 1 if page.tokens else 0
