@@ -27,6 +27,11 @@ def sessions_file() -> Path:
     return data_dir() / "sessions.db"
 
 
+def usage_file() -> Path:
+    """When each model was loaded last."""
+    return data_dir() / "last_used.json"
+
+
 def settings_file() -> Path:
     return _user("config") / "settings.toml"
 

@@ -96,7 +96,7 @@ class Monkey:
         assert talk._tops[-1] == sum(item.height for item in talk._items)
         for y in range(talk.size.height):
             row = talk.scroll_offset.y + y
-            assert (talk._row(row) is not None) == (row < talk._tops[-1]), f"row {row} in view is not drawn"
+            assert (talk.row(row) is not None) == (row < talk._tops[-1]), f"row {row} in view is not drawn"
             assert talk.render_line(y).cell_length == talk.size.width
 
 

@@ -197,7 +197,7 @@ async def test_scrolling_through_unmeasured_messages_shows_every_row_once() -> N
                 assert shown[-1] == top, "the view moved by one page less a row, whatever was measured on the way"
             seen = shown
         assert "you" in app.shown()[0]
-        rows = [app.talk._row(row).text.strip() for row in range(app.talk._tops[-1])]
+        rows = [app.talk.row(row).text.strip() for row in range(app.talk._tops[-1])]
         assert [row for row in rows if row.startswith("This was reply")] == [f"This was reply {n}." for n in range(1, 12, 2)]
 
 

@@ -60,6 +60,7 @@ APP_ACTIONS = (
 
 MESSAGE_ACTIONS = (
     Action("message.copy", "y", "Copy", "Copy the message; after a digit, that code block.", MESSAGES, "copy [N]", everywhere=False),
+    Action("message.select", "s", "Select text", "Select by keys, from this message on.", MESSAGES, "select", everywhere=False),
     Action("message.edit", "e", "Edit", "Write the message anew as a branch; the old one stays.", MESSAGES, "edit", everywhere=False),
     Action("message.regenerate", "r", "Regenerate", "Another reply; the old one stays.", MESSAGES, "regenerate", everywhere=False),
     Action("message.continue", "c", "Continue", "Have the last reply go on where it ends.", MESSAGES, "continue", everywhere=False),
@@ -126,6 +127,7 @@ DO: dict[str, Callable[[ExltuiApp, str], object]] = {
     "app.interrupt": lambda app, text: app.interrupt(),
     "app.quit": lambda app, text: app.exit(),
     "message.copy": lambda app, text: app.messages.copy(text),
+    "message.select": lambda app, text: app.messages.select_text(),
     "message.edit": lambda app, text: app.messages.edit(),
     "message.regenerate": lambda app, text: app.messages.regenerate(),
     "message.continue": lambda app, text: app.messages.go_on(),

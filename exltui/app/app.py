@@ -40,6 +40,7 @@ from exltui.app.messages import MessageDesk
 from exltui.app.microscope import MicroscopeDesk
 from exltui.app.observed import Observed
 from exltui.app.palette import Actions
+from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
 from exltui.app.parts import Parts
@@ -407,6 +408,11 @@ class ExltuiApp(App[None]):
     @on(SamplerPane.Changed)
     def _sampler_changed(self, event: SamplerPane.Changed) -> None:
         self.presets.changed(event.sampling)
+
+    @on(Talk.Taken)
+    def _taken(self, event: Talk.Taken) -> None:
+        if event.text:
+            self.copy(event.text)
 
     @on(SamplerPane.OrderWanted)
     def _order_wanted(self) -> None:

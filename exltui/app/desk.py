@@ -137,6 +137,17 @@ class ModelDesk:
         if values is not None and model is not None and not model.problem:
             self._load_path(model.path)
 
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._app.parts.now()
+
+    def drafts(self, model: ModelInfo | None) -> list[str]:
+        """Directories of models that may guess ahead for ``model``: the smaller ones, or all that can be loaded."""
+        usable = [each for each in self._models if not each.problem and (model is None or (each.parameters or 0) < (model.parameters or 0))]
+        now = self._app.parts.options.draft_model
+        found = [str(each.path) for each in usable]
+        return [*found, now] if now is not None and now not in found else found
+
     def adapters(self) -> None:
         """The LoRA adapters that go with the loaded model."""
         self._app.adapters.open()
@@ -207,6 +218,8 @@ class ModelDesk:
         """Take an event of the engine; those that are not about models only redraw a running download."""
         if isinstance(event, protocol.Loaded):
             self._app.remember("last_model", event.model_dir)
+            directory, now = Path(event.model_dir), self._app.parts.now()
+            self._app.work_aside(lambda: self._app.parts.library.used(directory, now), lambda _: self.scan(), self._app.fail)
             for note in event.notes:
                 self._app.tell(note)
             self._loaded()

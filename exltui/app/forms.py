@@ -1,4 +1,4 @@
-"""The forms of the app: the settings file, and how a model is loaded. Both are made from the dataclasses that they fill."""
+"""How a model is loaded, as a form that is made from the dataclass that it fills; and rows for the settings form."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from exltui import paths
 from exltui.app.screens.form import FormScreen, Row
 from exltui.app.screens.loader_lines import plan_lines
 from exltui.errors import SettingsError
 from exltui.models.catalog import ModelInfo
 from exltui.protocol import LoadOptions
-from exltui.settings import Settings
 from exltui.text import one_line
 
 if TYPE_CHECKING:
@@ -88,10 +86,10 @@ def parser(label: str, kind: object) -> Callable[[str], Any]:
     return parse
 
 
-def load_rows(devices: Sequence[str]) -> list[Row]:
-    """One row for each of the options of a load."""
+def load_rows(devices: Sequence[str], drafts: Sequence[str]) -> list[Row]:
+    """One row for each of the options of a load. ``drafts``: directories of models that may guess ahead."""
     hints = typing.get_type_hints(LoadOptions)
-    choices = {**CHOICES, "device": (None, *devices)}
+    choices = {**CHOICES, "device": (None, *devices), "draft_model": (None, *drafts) if drafts else ()}
     return [
         typed_row(field.name, hints[field.name], LOAD_HELP.get(field.name, ""), "Loading", choices.get(field.name, ()))
         for field in dataclasses.fields(LoadOptions)
@@ -101,52 +99,6 @@ def load_rows(devices: Sequence[str]) -> list[Row]:
 def as_values(data: Any) -> dict[str, Any]:
     """The fields of a dataclass, one level deep."""
     return {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-
-
-def settings_form(app: ExltuiApp) -> FormScreen:
-    """The settings file: what is changed is used at once where that can be, and is in the file."""
-    parts, load = app.parts, app.parts.options
-    themes = tuple(theme.name for theme in parts.themes)
-    rows = [
-        Row("theme", "theme", "How the app looks; Ctrl+P Theme shows them live.", "App", themes),
-        Row(
-            "signs",
-            "signs",
-            "Signs for lines and marks: what the terminal can, or plain ASCII. From the next start.",
-            "App",
-            ("auto", "unicode", "ascii"),
-        ),
-        Row(
-            "titles",
-            "titles",
-            "Whether the model gives chats their titles while it is idle.",
-            "App",
-            (False, True),
-            show=lambda v: "yes" if v else "no",
-        ),
-        Row("model", "model", "Name or path of the model to load at the start; empty: the last one.", "App"),
-        Row("system", "system prompt", "The system prompt of a new chat.", "Chats"),
-        typed_row("max_new_tokens", int, "Longest reply in tokens; empty: until the context is full.", "Chats"),
-        typed_row("kept_pages", float, "GB on the disk for keys and values of chats, which then go on at once; 0: none.", "Chats"),
-        *load_rows(app.observed.host.devices if app.observed.host else ()),
-    ]
-    defaults = {**as_values(Settings()), **as_values(LoadOptions())}
-    values = {**as_values(load), "theme": app.theme, "signs": parts.signs, "titles": parts.titles, "system": parts.system}
-    values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens, "kept_pages": parts.kept_pages}
-
-    def changed(key: str, value: Any) -> None:
-        if key == "theme":
-            app.theme = value
-        elif hasattr(LoadOptions(), key):
-            app.parts.options = dataclasses.replace(app.parts.options, **{key: value})
-            app.remember("load", app.parts.options)
-        else:
-            setattr(parts, "start_model" if key == "model" else key, value)
-            app.dialogue.max_new_tokens = parts.max_new_tokens
-            app.remember(key, value)
-
-    file = Content.styled(str(paths.settings_file()), "$text-disabled")
-    return FormScreen("Settings", rows, values, defaults, changed=changed, about=lambda _: [file])
 
 
 def load_form(app: ExltuiApp, model: ModelInfo | None) -> FormScreen:
@@ -160,7 +112,7 @@ def load_form(app: ExltuiApp, model: ModelInfo | None) -> FormScreen:
         usable = model is not None and not model.problem
         return plan_lines(model, LoadOptions(**values), app.observed, 90) if model is not None and usable else []
 
-    rows = load_rows(app.observed.host.devices if app.observed.host else ())
+    rows = load_rows(app.observed.host.devices if app.observed.host else (), app.desk.drafts(model))
     title = f"Load {one_line(model.name, 50)}" if model is not None else "Load options"
     done = "Load it with these options" if model is not None and not model.problem else ""
     return FormScreen(title, rows, as_values(app.parts.options), as_values(LoadOptions()), changed=changed, about=about, done=done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from exltui.adapter import AdapterInfo
 from exltui.models import starter
 from exltui.models.catalog import ModelInfo, find_adapters, find_models, resolve
 from exltui.models.hub import get_from_hub, list_branches
+from exltui.models.usage import last_uses, note_use
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ class Library:
 
     def scan(self) -> list[ModelInfo]:
         """All models that are there, the broken ones with what is wrong with them."""
-        return find_models(self._folders)
+        uses = last_uses()
+        return [replace(model, used=uses.get(str(model.path))) for model in find_models(self._folders)]
+
+    def used(self, directory: Path, when: float) -> None:
+        """Take note that a model was loaded, in seconds since 1970."""
+        note_use(directory, when)
 
     def adapters(self) -> list[AdapterInfo]:
         """The LoRA adapters beside the models, the broken ones with what is wrong with them."""

@@ -56,6 +56,6 @@ class LooksDesk:
         if isinstance(self._app.screen, FormScreen):
             self._app.screen.dismiss(None)
             return
-        from exltui.app.forms import settings_form
+        from exltui.app.settings_form import settings_form
 
         self._app.push_screen(settings_form(self._app))

@@ -14,6 +14,7 @@ from exltui.app.outline import branch_choices
 from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.pick import Choice, PickScreen
+from exltui.app.transcript.caret import HINT
 from exltui.app.widgets.prompt import PromptBox
 from exltui.chat import thinking
 from exltui.chat.tree import Conversation
@@ -124,6 +125,16 @@ class MessageDesk:
             self._app.copy(blocks[block - 1])
         else:
             self._app.tell(f"This message has {len(blocks) or 'no'} code block{'' if len(blocks) == 1 else 's'}.")
+
+    def select_text(self) -> None:
+        """Put a caret into the text, with which a part of it can be selected and copied."""
+        if (id := self._some()) is not None:
+            talk = self._app.main.talk
+            self._app.to_main()
+            talk.focus()
+            talk.select(id)
+            talk.call_after_refresh(lambda: talk.caret.begin(talk.first_row(id) + 1))
+            self._app.tell(HINT)
 
     def fold(self) -> None:
         id = self._some()

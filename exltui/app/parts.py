@@ -33,6 +33,7 @@ class Parts:
     theme: str = "dark"
     keymap: dict[str, str] = field(default_factory=dict)
     sampling: Sampling | None = None  # the person's own; None: what the files of each model recommend
+    models_dirs: tuple[str, ...] = ()  # folders with models that the settings name
     options: LoadOptions = field(default_factory=LoadOptions)
     presets: dict[str, Sampling] = field(default_factory=dict)  # by name, as their files say
     systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts

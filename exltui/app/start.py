@@ -43,6 +43,7 @@ def assemble(options: AppOptions) -> Parts:
         max_new_tokens=options.settings.max_new_tokens,
         titles=options.settings.titles,
         signs=options.settings.signs,
+        models_dirs=options.settings.models_dirs,
         options=options.load,
         model=options.model,
         start_model=options.settings.model,

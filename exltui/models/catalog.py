@@ -46,6 +46,7 @@ class ModelInfo:
     has_template: bool = False
     problem: str | None = None
     adapters: tuple[AdapterRow, ...] = ()  # LoRA adapters that lie beside it
+    used: float | None = None  # when it was loaded last, in seconds since 1970, as far as a list knows
 
 
 _known: dict[Path, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}  # by directory: its files when it was read, and what it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events, on
@@ -9,12 +10,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.message import Message
 from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 from textual.widgets import TextArea
 
 from exltui.app.actions import MESSAGE_ACTIONS
 from exltui.app.transcript import Transcript
+from exltui.app.transcript.caret import Caret
 from exltui.app.widgets.commands import CommandMenu
 from exltui.app.widgets.prompt import PromptBox
 from exltui.app.widgets.slowly import Bar, InParts, Link
@@ -26,11 +29,18 @@ class Talk(InParts, Transcript):
 
     BINDINGS: ClassVar[list[BindingType]] = [action.binding() for action in MESSAGE_ACTIONS]
 
+    @dataclass
+    class Taken(Message):
+        """This text was selected by keys and is to be copied."""
+
+        text: str
+
     def __init__(self, link: Link, *, id: str | None = None) -> None:
         self.repaint_in_parts(link)
         super().__init__(id=id)
         self.ready = lambda: (file := link()) is None or not file.waiting
         self._digit: int | None = None
+        self.caret = Caret(self)
 
     @property
     def vertical_scrollbar(self) -> ScrollBar:
@@ -45,12 +55,24 @@ class Talk(InParts, Transcript):
         return super().render_line(y).apply_style(self.rich_style)
 
     def on_key(self, event: events.Key) -> None:
-        """A digit waits for the y that copies this code block."""
-        if event.character and event.character in "123456789":
+        """While text is selected the keys are the caret's; a digit waits for the y that copies this code block."""
+        if self.caret.active:
+            event.stop()
+            event.prevent_default()
+            if event.key in ("y", "enter"):
+                self.post_message(self.Taken(self.screen.get_selected_text() or ""))
+                self.caret.leave()
+            elif event.key == "escape" or not self.caret.key(event.key):
+                self.caret.leave()
+        elif event.character and event.character in "123456789":
             self._digit = int(event.character)
             event.stop()
         elif event.key != "y":
             self._digit = None
+
+    def on_blur(self) -> None:
+        if self.caret.active:
+            self.caret.leave()
 
     def take_digit(self) -> int | None:
         """The digit that was pressed before this key."""

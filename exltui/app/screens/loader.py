@@ -50,6 +50,7 @@ class Desk(Protocol):
     def scan(self) -> None: ...
     def options(self, model: ModelInfo | None) -> None: ...
     def adapters(self) -> None: ...
+    def now(self) -> float: ...
 
 
 class ModelList(OptionList):
@@ -189,14 +190,21 @@ class LoaderScreen(ClosesOnce, Screen[None]):
             (f"{format_name(model):>9}", "$text-muted"),
             f" {figures.parameters(model.parameters):>6}",
             f" {figures.size(model.size):>8} ",
+            (self._used(model), "$text-muted"),
         )
         return spread(Content.assemble(mark, (one_line(model.name), "$text-muted" if model.problem else "")), right, width)
+
+    def _used(self, model: ModelInfo) -> str:
+        """When a model was loaded last; no column while that is known of none."""
+        if all(each.used is None for each in self._models):
+            return ""
+        return f"{figures.ago(model.used, self._desk.now()) if model.used is not None else '':>7} "
 
     @on(OptionList.OptionHighlighted)
     def _draw_details(self) -> None:
         model, listed = self.chosen, self._list
         if model is not None:
-            lines = model_lines(model, self._observed)
+            lines = model_lines(model, self._observed, self._desk.now())
         elif listed.highlighted is not None and listed.get_option_at_index(listed.highlighted).id == STARTER_ROW:
             lines = [*wrapped(self._offer.about), Content(""), Content.styled("Enter downloads it.", "$accent")]
         else:

@@ -78,7 +78,7 @@ def format_name(model: ModelInfo) -> str:
     return f"{model.format} {model.bpw:.1f}" if model.format in ("exl2", "gptq") and model.bpw else model.format
 
 
-def model_lines(model: ModelInfo, observed: Observed) -> list[Content]:
+def model_lines(model: ModelInfo, observed: Observed, now: float) -> list[Content]:
     """The details of one model."""
     lines = [Content.styled(one_line(model.name), "bold $primary"), Content("")]
     if model.problem:
@@ -92,6 +92,8 @@ def model_lines(model: ModelInfo, observed: Observed) -> list[Content]:
         ("context", f"{figures.count(model.context)} tokens"),
         ("template", "its own" if model.has_template else "none: a named one is used"),
     ]
+    if model.used is not None:
+        rows.append(("last used", figures.ago(model.used, now)))
     for adapter in model.adapters:
         what = adapter.problem or f"rank {adapter.rank}, {', '.join(adapter.targets)}, {figures.size(adapter.size)}"
         rows.append(("adapter", one_line(f"{adapter.name}: {what}")))

@@ -1,9 +1,11 @@
-"""Which cells of a line have to be sent again."""
+"""Which cells of a line have to be sent again, and lines with a selection or a cursor in them."""
 
 from __future__ import annotations
 
 from rich.cells import cell_len
 from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
 
 from exltui.app.transcript.wrap import Line
 
@@ -44,3 +46,24 @@ def without_first_cell(segments: tuple[Segment, ...]) -> list[Segment]:
         return []
     first, *rest = segments
     return [Segment(first.text[1:], first.style), *rest] if len(first.text) > 1 else rest
+
+
+def with_span(strip: Strip, start: int, end: int, style: Style) -> Strip:
+    """``strip`` with characters ``start`` to ``end`` (-1: to the end) in ``style``."""
+    text = strip.text
+    end = len(text) if end == -1 else end
+    left, right = cell_len(text[:start]), cell_len(text[:end])
+    if right <= left:
+        return strip
+    before, chosen, after = strip.divide([left, right, max(right, strip.cell_length)])
+    marked = Strip(Segment.apply_style(chosen, post_style=style), chosen.cell_length)
+    return Strip.join([before, marked, after])
+
+
+def selected_text(line: Line | None, span: tuple[int, int] | None, *, first_row: bool) -> str:
+    """What a selection of ``span`` copies of one row, with what joins it to the row above."""
+    if line is None or span is None:
+        return ""
+    text = line.text[: None if span[1] == -1 else span[1]]
+    text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
+    return ("" if first_row else line.join) + text

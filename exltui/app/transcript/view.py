@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.geometry import Region, Size
@@ -24,7 +23,7 @@ from exltui.app.transcript import palette as looks
 from exltui.app.transcript.entry import Entry, State
 from exltui.app.transcript.item import Item
 from exltui.app.transcript.palette import Palette
-from exltui.app.transcript.repaint import changed_cells, without_first_cell
+from exltui.app.transcript.repaint import changed_cells, selected_text, with_span, without_first_cell
 from exltui.app.transcript.wrap import Line
 
 FRAMES = 15  # a second while text arrives
@@ -397,7 +396,7 @@ class Transcript(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """Row ``y`` of the view."""
         row, width = self.scroll_offset.y + y, self.size.width
-        line = self._row(row)
+        line = self.row(row)
         base = self.rich_style
         if line is None:
             return Strip.blank(width, base)
@@ -408,16 +407,32 @@ class Transcript(ScrollView, can_focus=True):
         strip = Strip(Segment.simplify(Segment.apply_style(segments, base)))
         selection = self.text_selection
         if selection is not None and (span := selection.get_span(row)) is not None:
-            strip = self._select_span(strip, *span)
+            strip = with_span(strip, *span, self.screen.get_component_rich_style("screen--selection"))
         return strip.crop_extend(0, width, base).apply_offsets(0, row)
 
-    def _row(self, row: int) -> Line | None:
+    def row(self, row: int) -> Line | None:
         """One row, None below the last. An item that is not drawn (its rows were never near) shows as blank until it is measured."""
         if not 0 <= row < self._tops[-1]:
             return None
         index = self._item_at(row)
         rows = self._items[index].rows(row - self._tops[index], row - self._tops[index] + 1)
         return rows[0] if rows else None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self._tops[-1]
+
+    def first_row(self, id: str | None) -> int:
+        """The first row of an entry; without one, of what is in view."""
+        return self._tops[self._index[id]] if id in self._index else self.scroll_offset.y
+
+    def reveal_row(self, row: int) -> None:
+        """Scroll as little as it takes to see one row."""
+        top, page = self.scroll_offset.y, self.size.height
+        if not top <= row < top + page:
+            self._following = False
+            self._move_to(row if row < top else row - page + 1)
 
     # ── the message cursor ──
 
@@ -453,22 +468,10 @@ class Transcript(ScrollView, can_focus=True):
             item = self._items[self._item_at(row)]
             self._set_current(item.entry.id if item.is_message else None)
 
-    # ── selection by mouse ──
+    # ── selection ──
 
     def selection_updated(self, selection: Selection | None) -> None:
         self.refresh()
-
-    def _select_span(self, strip: Strip, start: int, end: int) -> Strip:
-        """``strip`` with characters ``start`` to ``end`` (-1: to the end) in the colours of a selection."""
-        text = strip.text
-        end = len(text) if end == -1 else end
-        left, right = cell_len(text[:start]), cell_len(text[:end])
-        if right <= left:
-            return strip
-        style = self.screen.get_component_rich_style("screen--selection")
-        before, chosen, after = strip.divide([left, right, max(right, strip.cell_length)])
-        marked = Strip(Segment.apply_style(chosen, post_style=style), chosen.cell_length)
-        return Strip.join([before, marked, after])
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text as it was written: wrapped lines in one, without indents and bars."""
@@ -487,14 +490,5 @@ class Transcript(ScrollView, can_focus=True):
             if self._draw(index) != bottom - top:
                 self._count(index)
             for row in range(max(first, top), min(last + 1, bottom)):
-                copied += self._selected_text(row, selection, first_row=row == first)
+                copied += selected_text(self.row(row), selection.get_span(row), first_row=row == first)
         return copied.strip("\n"), "\n"
-
-    def _selected_text(self, row: int, selection: Selection, *, first_row: bool) -> str:
-        """What a selection copies of one row, with what joins it to the row above."""
-        line, span = self._row(row), selection.get_span(row)
-        if line is None or span is None:
-            return ""
-        text = line.text[: None if span[1] == -1 else span[1]]
-        text = text[max(span[0], line.lead) :].rstrip() if line.lead >= 0 else ""
-        return ("" if first_row else line.join) + text
