@@ -50,6 +50,7 @@ class SettingsForm:
         defaults |= {KEYS + id: keys for id, keys in self._keys.items()} | {SYSTEMS + name: "" for name in parts.systems}
         values = {**as_values(parts.options), "theme": app.theme, "signs": parts.signs, "titles": parts.titles, "system": parts.system}
         values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens, "models_dirs": parts.models_dirs}
+        values |= {"kept_pages": parts.kept_pages}
         values |= {SAMPLING + field.name: getattr(app.dialogue.sampling, field.name) for field in FIELDS}
         values |= {KEYS + id: parts.keymap.get(id, keys) for id, keys in self._keys.items()}
         values |= {SYSTEMS + name: text for name, text in parts.systems.items()}
@@ -67,6 +68,9 @@ class SettingsForm:
             Row("models_dirs", "models folders", folders, "App", parse=parser("models folders", tuple[str, ...]), show=shown),
             Row("model", "model", "Name or path of the model to load at the start; empty: the last one.", "App"),
             Row("system", "system prompt", "The system prompt of a new chat.", "Chats"),
+            typed_row(
+                "kept_pages", float, "GB on the disk for keys and values of chats, which go on without being read again; 0: none.", "Chats"
+            ),
             typed_row("max_new_tokens", int, "Longest reply in tokens; empty: until the context is full.", "Chats"),
         ]
 

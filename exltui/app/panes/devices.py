@@ -147,10 +147,10 @@ class DevicesPane(Widget, can_focus=True):
         self.refresh()
 
     def on_focus(self) -> None:
-        self.show()
+        self.call_after_refresh(self.show)  # the focus is here only after this call
 
     def on_blur(self) -> None:
-        self.show()
+        self.call_after_refresh(self.show)
 
     def render(self) -> Content:
         return Content("\n").join(self._shown)
