@@ -92,6 +92,7 @@ class Dialogue:
         self.max_new_tokens: int | None = None
         self.start = ""
         self.system = ""  # of a new chat
+        self.keeping = False  # whether a GPU is to keep logits too, which costs it the head start of its next step
         self.jobs: dict[str, list[str]] = {}  # what the engine keeps the logits of, by message
         self.revision = Revision(self)
 
@@ -281,8 +282,8 @@ class Dialogue:
         reply = conversation[writing.reply]
         variant = writing.variant
         order = self.order(conversation, reply.parent, loaded, variant.system)
-        order = replace(order, job=writing.job, sampling=variant.sampling, adapters=variant.adapters, start=reply.text, keep=True)
-        order = replace(order, session=conversation.id)
+        order = replace(order, job=writing.job, sampling=variant.sampling, adapters=variant.adapters, start=reply.text)
+        order = replace(order, keep=self.keeping or loaded.device == "cpu", session=conversation.id)
         writing.stream.feed(reply.text)
         self._work(
             lambda: self._preparer.prepare(order),
@@ -303,7 +304,8 @@ class Dialogue:
         if prepared.opening:
             self._grow(writing, prepared.opening, 0)
         writing.submitted = True
-        self.jobs.setdefault(writing.reply, []).append(writing.job)
+        if prepared.job.keep:
+            self.jobs.setdefault(writing.reply, []).append(writing.job)
         command = protocol.Submit(prepared.job)
         self._observed.sent(command)
         self._client.send(command)

@@ -29,7 +29,8 @@ class MicroscopeDesk:
         if message.role != "assistant":
             self._app.tell("Only a reply can be inspected.")
         elif not jobs or self._app.observed.loaded is None:
-            self._app.tell("Only replies of this run can be inspected.", "R writes this one again.")
+            dialogue.keeping = True
+            self._app.tell("The logits of replies are kept from now on.", "R writes this one again.")
         else:
             self._collect(id, list(jobs), [])
 

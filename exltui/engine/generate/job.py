@@ -83,7 +83,15 @@ class Job:
         """Whether its draws from here on need nothing that the host makes of the ones before, but the tokens."""
         spec, new = self.spec, len(self.tokens) - self.prompt_tokens
         watched = (
-            spec.scores or spec.top_tokens or spec.logits or self.guide or self.guard or self.constraint or self.mix or self.host_draws
+            spec.scores
+            or spec.top_tokens
+            or spec.logits
+            or spec.keep
+            or self.guide
+            or self.guard
+            or self.constraint
+            or self.mix
+            or self.host_draws
         )
         return not watched and not self.reading and new >= max(spec.min_new_tokens, 1)
 
