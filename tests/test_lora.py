@@ -358,7 +358,7 @@ def test_the_catalogue_lists_adapters_beside_models(saved: Path, tmp_path: Path)
     assert info.size == 4 * 4 * (64 + 128 + 96 + 64)
     (model,) = find_models([saved])
     assert model.name == "model" and [adapter.name for adapter in model.adapters] == ["adapter"]
-    shown = "\n".join(line.plain for line in model_lines(replace(model, problem=None), Observed(time.monotonic)))
+    shown = "\n".join(line.plain for line in model_lines(replace(model, problem=None), Observed(time.monotonic), 0.0))
     assert "adapter       adapter: rank 4, down_proj, q_proj, 5.6 kB" in shown
     assert resolve_adapter("adapter:0.5", [saved]) == f"{saved / 'adapter'}:0.5"
     assert parse_use(resolve_adapter(str(saved / "adapter"), [])) == (str(saved / "adapter"), 1.0)

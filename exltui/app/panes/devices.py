@@ -70,7 +70,8 @@ def engine_lines(observed: Observed, width: int) -> list[Content]:
     used, total = meter.pages_used, meter.pages_total
     pages = f" {used}/{total}" if total else f" {figures.DASH}"
     speed = f" {figures.rate(meter.decode_rate):>6}/s"
-    strip = page_strip(meter.page_map, width - 7 - len(pages))
+    room = width - 7 - len(pages)
+    strip = page_strip(meter.page_map, room) if meter.page_map else bar(used / total if total else None, room, "$secondary")
     return [
         Content.assemble(("pages  ", "$text-muted"), strip, pages),
         Content.assemble(
@@ -81,10 +82,8 @@ def engine_lines(observed: Observed, width: int) -> list[Content]:
 
 def page_strip(page_map: str, width: int) -> Content:
     """The page table in ``width`` cells: of the pages that share a cell the busiest one is shown."""
-    if not page_map or width <= 0:
-        return bar(None, max(0, width))
     count = len(page_map)
-    cells = min(width, count)
+    cells = max(0, min(width, count))
     states = [max(PAGE_SIGNS.index(sign) for sign in page_map[at * count // cells : (at + 1) * count // cells]) for at in range(cells)]
     return Content.assemble(*(PAGES[state] for state in states), " " * (width - cells))
 
