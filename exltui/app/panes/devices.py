@@ -145,11 +145,10 @@ class DevicesPane(Widget, can_focus=True):
         self._shown = self._compose_lines()
         self.refresh()
 
-    def on_focus(self) -> None:
-        self.call_after_refresh(self.show)  # the focus is here only after this call
-
-    def on_blur(self) -> None:
-        self.call_after_refresh(self.show)
+    def watch_has_focus(self, has_focus: bool) -> None:
+        super().watch_has_focus(has_focus)
+        if self.is_attached:
+            self.show()
 
     def render(self) -> Content:
         return Content("\n").join(self._shown)
