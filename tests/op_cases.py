@@ -51,10 +51,19 @@ class Loaded:
     int8: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Wide:
+    """Rows that stay f32 where activations are f16: of a residual that outgrows them."""
+
+    rows: Tensor
+
+
 def place(value: Any, ops: OpSet) -> Any:
     """``value`` on the device: bare tensors of floats are activations; weights prepare themselves; structs go field by field."""
     if isinstance(value, Tensor):
         return value.to(ops.device, ops.dtype if value.is_floating_point() else value.dtype)
+    if isinstance(value, Wide):
+        return value.rows.to(ops.device)
     if isinstance(value, Loaded):
         on_cpu = Preparation(torch.device("cpu"), True, value.bits, value.int8)(value.weight)
         return on_cpu if ops.device.type == "cpu" else DenseWeight(on_cpu.dense().contiguous(), on_cpu.bias).prepare(ops.device)
@@ -270,6 +279,23 @@ def _experts(t: int, kind: str, activation: str) -> Callable[[torch.Generator], 
     return build
 
 
+def _packed_experts(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+    """Five quantised experts with biases and a wider plain one that every token takes; each token takes two of the others."""
+
+    def build(g: torch.Generator) -> tuple[Any, ...]:
+        def mlp(kind: str, n: int) -> Expert:
+            down = dense(g, 128, n, torch.float16) if kind == "f16" else weight(g, kind, 128, n, bias=True)
+            return Expert((weight(g, kind, n, 128, bias=True), weight(g, kind, n, 128, bias=True)), down)
+
+        every = (*(mlp(kind, 128) for _ in range(5)), mlp("f16", 200))
+        chances = torch.rand(t, 5, generator=g)
+        kept = torch.zeros(t, 5).scatter_(1, chances.topk(2, dim=-1).indices, 1.0)
+        weights = torch.cat((kept * chances, torch.rand(t, 1, generator=g)), dim=1)
+        return normal(g, t, 128), norm(g, "rms", 128), weights, every, "silu", normal(g, t, 128), 0.7, 3
+
+    return build
+
+
 def _mixtures() -> list[Case]:
     """The rows of mixtures of experts, and what few families have in the others."""
 
@@ -294,9 +320,20 @@ def _mixtures() -> list[Case]:
         )
 
     corrected = Routing(3, True, torch.linspace(-0.2, 0.2, 12))
+
+    def wide(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (Wide(normal(g, t, 66)), norm(g, kind, 66), torch.float16)
+
+    def wide_sum(t: int, kind: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+        return lambda g: (normal(g, t, 128), weight(g, kind, 32, 128, bias=True), Wide(normal(g, t, 32)), 0.7)
+
     found = [Case("norm_add", f"t{t}-{kind}", add(t, kind)) for t in (1, 33) for kind in ("rms", "offset", "layer")]
+    found += [Case("norm_add", f"t{t}-wide", lambda g, t=t: (*add(t, "offset")(g)[:2], Wide(normal(g, t, 66)), 0.7)) for t in (1, 33)]
+    found += [Case("normed", f"t{t}-{kind}", wide(t, kind)) for t in (1, 33) for kind in ("none", "offset", "layer")]
+    found += [Case("linear_add", f"t{t}-{kind}-wide", wide_sum(t, kind)) for t in (1, 9, 33) for kind in ("f16", "gptq")]
     found += [Case("route", f"t{t}-{i}", route(t, r)) for t in (1, 33) for i, r in enumerate((Routing(1), Routing(4, False), corrected))]
     found += [Case("experts", f"t{t}-{a}", _experts(t, "f16", a)) for t in (1, 17) for a in ("silu", "clamped_swiglu")]
+    found += [Case("experts", f"t{t}-{k}", _packed_experts(t, k)) for t in (1, 8, 33) for k in ("exl2-53", "exl2-82", "gptq-order", "f16")]
     found += [Case("activate", f"t{t}-{a}", activate(t, t > 1, a)) for t in (1, 17) for a in ("silu", "gelu")]
     found += [Case("lora_add", f"t{t}-{kind}", lora(t, kind)) for t in (1, 17) for kind in ("none", "rms")]
     found += [Case("attend", f"{layout}-sinks", _sinks(layout)) for layout in ("decode", "continued")]

@@ -202,9 +202,8 @@ class Decoder:
             if self.positions is not None:
                 x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)
             if mix is None:
-                x = self._row_by_row(x, batch, cache)
-                logits = ops.norm_head(x[logit_rows], self.final_norm, self.head, spec.logit_scale, spec.logit_softcap)
-                return logits[:, : spec.vocab]
+                x, norm = self._narrow(self._row_by_row(x, batch, cache)[logit_rows], self.final_norm)
+                return ops.norm_head(x, norm, self.head, spec.logit_scale, spec.logit_softcap)[:, : spec.vocab]
             mix = functional.pad(mix, (0, self.adapters.width - mix.shape[1]))
             x = self.adapters.embed(x, tokens, mix, spec.embed_scale)
             x = self._row_by_row(x, batch, cache, Adapting(self.adapters, ops, mix))
@@ -214,14 +213,19 @@ class Decoder:
         """All layers on ``x`` [t, k] -> [t, k]."""
         ops = self.ops
         for layer, store in zip(self.layers, cache, strict=True):
-            qkv = ops.norm_linear(x, layer.attention_norm, layer.qkv)
+            seen, norm = self._narrow(x, layer.attention_norm)
+            qkv = ops.norm_linear(seen, norm, layer.qkv)
             if adapting is not None:
-                qkv = adapting.add(qkv, x, layer.attention_norm, layer.spec.qkv)
+                qkv = adapting.add(qkv, seen, norm, layer.spec.qkv)
             q = ops.rope_store(qkv, layer.rope, batch, store, layer.heads)
             y = ops.attend(q, store, batch, layer.attention)
             attended = self._add(y, layer.o, layer.spec.o, layer.attention_post_norm, x, adapting)
             x = self._feed(x if layer.spec.parallel else attended, layer, attended, adapting)
         return x
+
+    def _narrow(self, x: Tensor, norm: Norm | None) -> tuple[Tensor, Norm | None]:
+        """What products read: ``x`` with a norm to come, or normalised where it is wider than activations are."""
+        return (x, norm) if x.dtype == self.ops.dtype else (self.ops.normed(x, norm, self.ops.dtype), None)
 
     def _add(
         self, y: Tensor, weight: AnyWeight, linear: LinearSpec, norm: Norm | None, residual: Tensor, adapting: Adapting | None
@@ -241,6 +245,7 @@ class Decoder:
         """``residual`` and what the MLP or the experts make of ``x``."""
         ops, mlp, spec, norm = self.ops, layer.mlp, layer.spec.mlp, layer.mlp_norm
         if isinstance(mlp, Mlp) and isinstance(spec, MlpSpec):
+            x, norm = self._narrow(x, norm)
             if adapting is None or adapting.bank.stack(spec.gate_up) is None:
                 y = ops.norm_gate_up(x, norm, mlp.gate_up, mlp.activation)
             else:  # what adapters add comes before the activation
@@ -255,7 +260,8 @@ class Decoder:
             weights = torch.cat((weights, share), dim=1)
         if adapting is not None and adapting.bank.changes(spec):
             return self._adapted_experts(x, norm, weights, layer, residual, adapting)
-        return ops.experts(x, norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale)
+        most = mlp.routing.top + mlp.shared
+        return ops.experts(x, norm, weights, mlp.experts, mlp.activation, residual, self.spec.residual_scale, most)
 
     def _adapted_experts(self, x: Tensor, norm: Norm | None, weights: Tensor, layer: Layer, residual: Tensor, adapting: Adapting) -> Tensor:
         """What ``experts`` does, one after the other, with what adapters add to the products of each."""
@@ -276,9 +282,10 @@ class Decoder:
     def _adapted_head(self, x: Tensor, mix: Tensor) -> Tensor:
         """Logits of ``x`` [r, k] with adapters: of tokens whose adapter brings a head, from that one."""
         ops, spec = self.ops, self.spec
-        logits = ops.norm_head(x, self.final_norm, self.head)[:, : spec.vocab]
+        x, norm = self._narrow(x, self.final_norm)
+        logits = ops.norm_head(x, norm, self.head)[:, : spec.vocab]
         for slot, table in self.adapters.heads():
-            own = ops.norm_head(x, self.final_norm, DenseWeight(table))
+            own = ops.norm_head(x, norm, DenseWeight(table))
             logits = torch.where((mix[:, slot] != 0).unsqueeze(1), own, logits)
-        logits = Adapting(self.adapters, ops, mix).add(logits, x, self.final_norm, (spec.head_linear,))
+        logits = Adapting(self.adapters, ops, mix).add(logits, x, norm, (spec.head_linear,))
         return references.capped(logits, spec.logit_scale, spec.logit_softcap)

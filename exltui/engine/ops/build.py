@@ -1,6 +1,6 @@
 """Compiles the native extension of a device with ninja, once for each (torch, compiler flags, source), and loads it.
 
-The sources lie in ``exltui/csrc``: ``bind*.cpp`` and ``cpu/*.cpp`` make the CPU extension, ``bind_cuda.cpp`` and ``cuda/*.cu`` the GPU's.
+The sources lie in ``exltui/csrc``: ``bind*.cpp`` and ``cpu/*.cpp`` make the CPU extension, ``bind_cuda*.cpp`` and ``cuda/*.cu`` the GPU's.
 Only the bind files know torch. The result is kept in the user's cache folder; a build takes well under a minute on two cores.
 """
 
@@ -109,10 +109,10 @@ def _extension(device_type: str) -> Extension:
         plain += SANITIZERS
         link += SANITIZERS
     if device_type == "cpu":
-        binds = sorted(path for path in csrc.glob("bind*.cpp") if path.name != "bind_cuda.cpp")
+        binds = sorted(path for path in csrc.glob("bind*.cpp") if not path.name.startswith("bind_cuda"))
         sources = (*binds, *sorted((csrc / "cpu").glob("*.cpp")))
         return Extension("exltui_cpu", sources, {".cpp": [*plain, *torch_flags]}, [*link, "-pthread"])
-    sources = (csrc / "bind_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu")))
+    sources = (*sorted(csrc.glob("bind_cuda*.cpp")), *sorted((csrc / "cuda").glob("*.cu")))
     commands = {
         ".cpp": [*plain, *torch_flags],
         ".cu": [

@@ -113,7 +113,14 @@ def norm_gate_up(x: Tensor, norm: Norm | None, weights: tuple[Weight, ...], acti
 
 
 def experts(
-    x: Tensor, norm: Norm | None, weights: Tensor, experts: tuple[Expert, ...], activation: Activation, residual: Tensor, scale: float = 1.0
+    x: Tensor,
+    norm: Norm | None,
+    weights: Tensor,
+    experts: tuple[Expert, ...],
+    activation: Activation,
+    residual: Tensor,
+    scale: float = 1.0,
+    most: int | None = None,
 ) -> Tensor:
     """Each expert's rows through the kernels of the rows above; the sum is in the order of the experts."""
     expect("experts", "e of weights", weights.shape[1], len(experts))

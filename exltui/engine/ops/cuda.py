@@ -207,8 +207,13 @@ def linear_add(x: Tensor, weight: Any, residual: Tensor, scale: float = 1.0) -> 
     _check("linear_add", x, None, (weight,))
     expect("linear_add", "n of residual", residual.shape[-1], weight.shape[0])
     expect("linear_add", "t of residual", residual.shape[0], x.shape[0])
-    if not _takes(x) or residual.dtype != torch.float16:
+    if not _takes(x):
         return references.linear_add(x, weight, residual, scale)
+    if residual.dtype == torch.float32:
+        given = (
+            _product(x, None, (weight,), scale=scale, head=0.0) if x.shape[0] <= SMALL_ROWS else _wide(x, None, (weight,)).float() * scale
+        )
+        return residual + given
     if x.shape[0] <= SMALL_ROWS:
         return _product(x, None, (weight,), residual=residual.contiguous(), scale=scale)
     if weight.bias is not None or weight.shape[0] * weight.shape[1] > SLAB:

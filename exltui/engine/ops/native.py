@@ -38,6 +38,7 @@ def _register(device_type: str, progress: Progress | None) -> None:
     elif device_type == "cuda":
         register("cpu", progress)  # tokens are drawn there
         build.load("cuda", progress)
-        from exltui.engine.ops import cuda
+        from exltui.engine.ops import cuda, cuda_mixture
 
         cuda.enter()
+        cuda_mixture.enter()

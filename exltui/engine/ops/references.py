@@ -195,6 +195,16 @@ def lora_add(y: Tensor, x: Tensor, norm: Norm | None, a: Tensor, b: Tensor, mix:
 
 
 @row(
+    "x[t,k], norm, dtype -> y[t,k]",
+    nmse=1e-6,
+    moves=lambda x, norm, dtype: nbytes(x) + x.numel() * dtype.itemsize,
+)
+def normed(x: Tensor, norm: Norm | None, dtype: torch.dtype) -> Tensor:
+    """``norm(x)`` as ``dtype``: what products read where the residual is wider than they are."""
+    return normalise(x, norm, "normed").to(dtype)
+
+
+@row(
     "x[t,n], norm, residual[t,n], scale -> y[t,n]",
     nmse=1e-6,
     moves=lambda x, norm, residual, scale=1.0: nbytes(x, residual, residual),
@@ -220,14 +230,24 @@ def route(x: Tensor, norm: Norm | None, router: Weight, routing: Routing) -> Ten
 
 
 @row(
-    "x[t,k], norm, weights[t,e] f32, experts: (Expert, ..), activation, residual[t,k], scale -> y[t,k]",
-    nmse=1e-6,
-    moves=lambda x, norm, weights, experts, activation, residual, scale=1.0: nbytes(x, weights, experts, residual, residual),
+    "x[t,k], norm, weights[t,e] f32, experts: (Expert, ..), activation, residual[t,k], scale, most -> y[t,k]",
+    nmse=4e-6,  # two products, with f16 between them
+    moves=lambda x, norm, weights, experts, activation, residual, scale=1.0, most=None: nbytes(x, weights, experts, residual, residual),
 )
 def experts(
-    x: Tensor, norm: Norm | None, weights: Tensor, experts: tuple[Expert, ...], activation: Activation, residual: Tensor, scale: float = 1.0
+    x: Tensor,
+    norm: Norm | None,
+    weights: Tensor,
+    experts: tuple[Expert, ...],
+    activation: Activation,
+    residual: Tensor,
+    scale: float = 1.0,
+    most: int | None = None,
 ) -> Tensor:
-    """``residual + scale * sum_e weights[:, e] * expert_e(norm(x))``, over the experts with a weight that is not 0."""
+    """``residual + scale * sum_e weights[:, e] * expert_e(norm(x))``, over the experts with a weight that is not 0.
+
+    ``most``: a token takes no more than so many, which a GPU must know without looking; None: all.
+    """
     expect("experts", "e of weights", weights.shape[1], len(experts))
     expect("experts", "t of weights", weights.shape[0], x.shape[0])
     y, total = normalise(x, norm, "experts"), torch.zeros(residual.shape, dtype=torch.float32, device=x.device)

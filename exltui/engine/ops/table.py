@@ -72,6 +72,7 @@ class OpSet:
     linear_add: Callable[..., Tensor]
     norm_gate_up: Callable[..., Tensor]
     norm_add: Callable[..., Tensor]
+    normed: Callable[..., Tensor]
     activate: Callable[..., Tensor]
     lora_add: Callable[..., Tensor]
     route: Callable[..., Tensor]
