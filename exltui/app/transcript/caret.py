@@ -28,7 +28,7 @@ class Caret:
 
     def begin(self, row: int) -> None:
         """Put the caret at the first text from ``row`` on."""
-        last = self._talk.rows - 1
+        last = self._talk.row_count - 1
         while row < last and self._span(row) is None:
             row += 1
         span = self._span(row)
@@ -78,8 +78,8 @@ class Caret:
     def _to_row(self, at: Offset, by: int, *, edge: int = 0) -> Offset:
         """The same column ``by`` rows on, past rows without text; with ``edge`` the end (1) or the beginning (-1) of that row."""
         step, row = (1 if by > 0 else -1), at.y + by
-        row = max(0, min(self._talk.rows - 1, row))
-        while 0 <= row < self._talk.rows and self._span(row) is None:
+        row = max(0, min(self._talk.row_count - 1, row))
+        while 0 <= row < self._talk.row_count and self._span(row) is None:
             row += step
         span = self._span(row)
         if span is None:

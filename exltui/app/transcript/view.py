@@ -419,7 +419,7 @@ class Transcript(ScrollView, can_focus=True):
         return rows[0] if rows else None
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """How many rows there are."""
         return self._tops[-1]
 
