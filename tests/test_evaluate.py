@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import VOCAB, load, make, reference_logits
 
+from exltui.engine.evaluate.divergence import divergence
 from exltui.engine.evaluate.logits import logits
 from exltui.engine.evaluate.perplexity import perplexity, windows
 from exltui.engine.model.loading import Model
@@ -96,3 +98,41 @@ def test_a_window_longer_than_the_context_is_refused(reference_and_model) -> Non
     with pytest.raises(ContextError, match="600"):
         perplexity(reference_and_model[1], [1] * 700, 600)
     assert perplexity(reference_and_model[1], [1] * 20, 600).tokens == 19  # a short text needs no long window
+
+
+def test_a_divergence_is_that_of_the_formula(reference_and_model, tmp_path: Path) -> None:
+    """Against transformers' logits of two models; windows of 100 tokens with a chunk that does not divide them."""
+    reference, model = reference_and_model
+    other = make("Llama", tmp_path, seed=1)
+    ids, kl, same, losses = tokens(230), 0.0, 0, [0.0, 0.0]
+    for begin in range(0, 230, 100):
+        here = ids[begin : begin + 100]
+        p, q = (reference_logits(each, here)[:-1].double().log_softmax(-1) for each in (reference, other))
+        kl += float((p.exp() * (p - q)).sum())
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        for i, rows in enumerate((q, p)):
+            losses[i] -= float(sum(row[token] for row, token in zip(rows, here[1:], strict=True)))
+    found = divergence(load(tmp_path, length=512), model, ids, 100, chunk=37)
+    assert found.tokens == 227 and found.same == pytest.approx(same / 227)
+    assert found.kl == pytest.approx(kl / 227, rel=1e-3)
+    assert [math.log(found.perplexity), math.log(found.base_perplexity)] == pytest.approx([loss / 227 for loss in losses], rel=1e-4)
+
+
+def test_a_model_does_not_diverge_from_itself_and_a_cache_of_few_bits_does(reference_and_model, tmp_path: Path) -> None:
+    _, model = reference_and_model
+    assert divergence(model, model, tokens(60)).kl == pytest.approx(0.0, abs=1e-12)
+    make("Llama", tmp_path, head_dim=64)
+    wide = load(tmp_path, length=512)
+    eight, four = (divergence(wide, wide, tokens(200), bits=bits).kl for bits in ((8, 8), (4, 4)))
+    assert 0 < eight < four
+
+
+def test_what_cannot_be_compared_is_said(reference_and_model, tmp_path: Path) -> None:
+    _, model = reference_and_model
+    with pytest.raises(ContextError, match="window of 600"):
+        divergence(model, model, tokens(600))
+    with pytest.raises(ModelError, match="windows of 1"):
+        divergence(model, model, tokens(9), 1)
+    make("Llama", tmp_path, vocab_size=VOCAB + 1)
+    with pytest.raises(ModelError, match="has 68 tokens"):
+        divergence(load(tmp_path), model, tokens(9))

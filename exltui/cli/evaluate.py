@@ -1,4 +1,4 @@
-"""``exltui eval``: logits of given tokens, perplexity of a text."""
+"""``exltui eval``: logits of given tokens, perplexity of a text, divergence from another model or cache."""
 
 from __future__ import annotations
 
@@ -61,11 +61,7 @@ def run_logits(options: argparse.Namespace) -> int:
 def run_perplexity(options: argparse.Namespace) -> int:
     """Print the perplexity of a text or of token ids."""
     directory, load = model_path(options), _exact(load_options(options))
-    if options.ids:
-        ids = read_ids(options.ids)
-    else:
-        tokenizer = Tokenizer(directory)
-        ids = tokenizer.encode(read_text(options.file), parse_special=False, add_bos=tokenizer.adds_bos)
+    ids = _ids(options, directory)
     from exltui.engine.evaluate.logits import CHUNK
     from exltui.engine.evaluate.perplexity import perplexity
     from exltui.engine.run.cache import parse_cache_mode
@@ -92,6 +88,50 @@ def run_perplexity(options: argparse.Namespace) -> int:
     else:
         print(f"perplexity {result.perplexity:.4f} ({result.tokens:,} tokens in {result.windows} windows, {seconds:.1f} s)")
     return 0
+
+
+def run_divergence(options: argparse.Namespace) -> int:
+    """Print how far a model is from --against, or from its own plain weights with an f16 cache."""
+    directory, load = model_path(options), _exact(load_options(options))
+    ids = _ids(options, directory)
+    from exltui.engine.evaluate.divergence import divergence
+    from exltui.engine.evaluate.logits import CHUNK
+    from exltui.engine.run.cache import parse_cache_mode
+
+    plain = dataclasses.replace(load, load_as="f16", activations="fp32")
+    line = ProgressLine()
+    try:
+        model = _load(directory, load, line)
+        if options.against:
+            base = _load(Path(options.against).expanduser(), dataclasses.replace(plain, lora=()), line)
+        else:
+            base = model if load == plain else _load(directory, plain, line)
+        started = time.perf_counter()
+        found = divergence(
+            model,
+            base,
+            ids,
+            min(options.window, model.context, base.context),
+            bits=parse_cache_mode(load.cache),
+            chunk=getattr(options, "chunk_size", CHUNK),
+            progress=lambda done, total: line("divergence", done, total, "tokens"),
+        )
+    finally:
+        line.end()
+    if options.json:
+        print_json({**dataclasses.asdict(found), "seconds": time.perf_counter() - started})
+    else:
+        print(f"KL divergence {found.kl:.6f} nats, {found.same:.2%} with the same likeliest token ({found.tokens:,} tokens)")
+        print(f"perplexity {found.perplexity:.4f}, of what it is compared with {found.base_perplexity:.4f}")
+    return 0
+
+
+def _ids(options: argparse.Namespace, directory: Path) -> list[int]:
+    """The tokens that --ids or --file names."""
+    if options.ids:
+        return read_ids(options.ids)
+    tokenizer = Tokenizer(directory)
+    return tokenizer.encode(read_text(options.file), parse_special=False, add_bos=tokenizer.adds_bos)
 
 
 def _exact(load: LoadOptions) -> LoadOptions:

@@ -224,7 +224,7 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _add_eval(commands: Commands) -> None:
-    parser = commands.add_parser("eval", help="evaluate a model: logits, perplexity", description="Evaluate a model.")
+    parser = commands.add_parser("eval", help="evaluate a model: logits, perplexity, divergence", description="Evaluate a model.")
     kinds = parser.add_subparsers(metavar="WHAT", title="evaluations", required=True, parser_class=_Parser)
     logits = kinds.add_parser("logits", help="the logits after each token", description="Write the logits after each of some tokens.")
     _shared(logits)
@@ -235,12 +235,27 @@ def _add_eval(commands: Commands) -> None:
     ppl = kinds.add_parser("ppl", help="perplexity of a text", description="Perplexity of a text, in windows.")
     _shared(ppl)
     _json(ppl)
-    source = ppl.add_mutually_exclusive_group(required=True)
-    source.add_argument("-f", "--file", metavar="FILE", help="a text file")
-    source.add_argument("--ids", metavar="FILE.json", help="a JSON list of token ids")
-    ppl.add_argument("--window", type=int, default=2048, metavar="TOKENS", help="tokens of a window (default 2048)")
+    _evaluated(ppl)
     ppl.add_argument("--stride", type=int, metavar="TOKENS", help="from one window's start to the next's (default: the window)")
     ppl.set_defaults(run=_command("evaluate", "run_perplexity"))
+    kld = kinds.add_parser(
+        "kld",
+        help="divergence from another model, or of a cache or a way of loading from none",
+        description="Mean KL divergence over a text: from --against, or of --cache and --load-q4 from plain weights with an f16 cache.",
+    )
+    _shared(kld)
+    _json(kld)
+    _evaluated(kld)
+    kld.add_argument("--against", metavar="DIR", help="the model to compare with, such as the one that a quantised one was made of")
+    kld.set_defaults(run=_command("evaluate", "run_divergence"))
+
+
+def _evaluated(parser: argparse.ArgumentParser) -> None:
+    """What an evaluation reads, and in what windows."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-f", "--file", metavar="FILE", help="a text file")
+    source.add_argument("--ids", metavar="FILE.json", help="a JSON list of token ids")
+    parser.add_argument("--window", type=int, default=2048, metavar="TOKENS", help="tokens of a window (default 2048)")
 
 
 def _add_bench(commands: Commands) -> None:
