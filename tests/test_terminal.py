@@ -95,6 +95,11 @@ class Emulator:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def hang_up(self) -> int:
+        """Take the terminal away -> the program's exit status."""
+        os.close(self._main)
+        return self._process.wait(PATIENCE)
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -150,3 +155,11 @@ def test_a_chat_from_the_first_key_to_the_last_and_again_after_a_restart(start, 
     again = start(*arguments)
     wait(again, lambda screen: "Paris" in screen and "capital of France?" in screen)
     again.press("C-q")
+
+
+def test_the_program_ends_with_a_terminal_that_sends_no_signal(tmp_path):
+    (tmp_path / "models").mkdir()
+    terminal = Emulator([sys.executable, "-m", "exltui", "--models-dir", str(tmp_path / "models")], tmp_path)
+    terminal.type("a draft")
+    wait(terminal, lambda screen: "a draft" in screen)
+    assert terminal.hang_up() != 0

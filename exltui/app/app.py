@@ -34,7 +34,7 @@ from exltui.app.dialogue import Dialogue
 from exltui.app.errands import Errands
 from exltui.app.keymap import places
 from exltui.app.keys import Action, check_keymap
-from exltui.app.link import PlainSigns, WatchedFile, wants_plain_signs, watched
+from exltui.app.link import PlainSigns, WatchedFile, hung_up, wants_plain_signs, watched
 from exltui.app.looks import LooksDesk
 from exltui.app.messages import MessageDesk
 from exltui.app.microscope import MicroscopeDesk
@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 
 FRAME = 0.1  # seconds between two looks at the engine's events while something is going on
 PULSE = 1.0  # and while nothing is
+ALONE = 2.0  # and between two looks whether the terminal is still there
 ERROR_SECONDS = 15  # that a notice of something wrong stays
 QUIET = 0.5  # seconds without a change before settings are written
 TWICE = 1.0  # seconds within which a second Ctrl+C quits
@@ -145,7 +146,13 @@ class ExltuiApp(App[None]):
     def on_mount(self) -> None:
         self._frame = self.set_interval(FRAME, self.pump, pause=True)
         self._pulse = self.set_interval(PULSE, self.pump)
+        self.set_interval(ALONE, self._leave_if_alone)
         self.call_after_refresh(self._start)
+
+    def _leave_if_alone(self) -> None:
+        """Nobody can read what is written without a terminal, nor quit: what is saved stays, and the memory goes back."""
+        if isinstance(fileno := getattr(self._driver, "fileno", None), int) and hung_up(fileno):
+            self.exit(return_code=1)
 
     def _start(self) -> None:
         """What waits for the first paint: the engine's thread, the database, the models folders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 import unicodedata
 from collections import deque
@@ -117,6 +118,15 @@ def watched(driver: type[Driver], tell: Callable[[WatchedFile], None]) -> type[D
                 tell(self._file)
 
     return WatchedDriver
+
+
+def hung_up(fileno: int) -> bool:
+    """Whether there is no terminal behind ``fileno`` any more: one that controls the program sends a signal then, another just goes."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(fileno, 0)
+    return any(state & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, state in poll.poll(0))
 
 
 @lru_cache(4096)
