@@ -169,7 +169,7 @@ async def test_the_real_engine_loads_an_adapter_and_says_what_is_cached(starter_
     app.dialogue.max_new_tokens = 12
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.observed.loaded is not None)
-        await pilot.press(*"What is the capital of France?", "enter")
+        await pilot.press(*"Name the capital of France.", "enter")
         await until(pilot, lambda: not app.dialogue.busy)
         plain = app.dialogue.conversation.path()[-1]
         await pilot.press("ctrl+t")

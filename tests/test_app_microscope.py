@@ -108,7 +108,7 @@ async def test_the_real_engine_explains_a_token_and_branches_from_it(starter_mod
     app = real_app(starter_models_dir, tmp_path / "sessions.db")
     async with app.run_test(size=WIDE) as pilot:
         await until(pilot, lambda: app.observed.loaded is not None)
-        await pilot.press(*"What is the capital of France?", "enter")
+        await pilot.press(*"Name the capital of France.", "enter")
         await until(pilot, lambda: not app.dialogue.busy)
         await pilot.press("alt+up", "i")
         await until(pilot, lambda: isinstance(app.screen, InspectScreen))

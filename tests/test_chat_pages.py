@@ -219,7 +219,7 @@ async def test_a_chat_that_is_opened_again_goes_on_without_being_read(starter_mo
     first = app()
     async with first.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: first.observed.loaded is not None)
-        await pilot.press(*"What is the capital of France?", "enter")
+        await pilot.press(*"Name the capital of France.", "enter")
         await until(pilot, lambda: not first.dialogue.busy)
         stats = first.observed.job.stats
         assert stats.cached_tokens == 0

@@ -312,7 +312,7 @@ def test_rates_count_engine_time_only() -> None:
 
 # ── with the starter model ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ class ToyRunner:
         self.drawn: list[int] = []  # by the last step that was launched
         self.said: dict[int, list[int]] = {}  # by seat: its tokens
         self.too_many = False  # whether the first row of a launch is left to the CPU
-        self.adapters = SimpleNamespace(mix=lambda uses: (), root=lambda mix: pages.ROOT)
+        self.adapters = SimpleNamespace(adapters={}, mix=lambda uses: (), root=lambda mix: pages.ROOT)
 
     def run(self, sequences: list[Sequence]) -> torch.Tensor:
         return self.step(Step.build(sequences, self.model.device))
