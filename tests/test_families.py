@@ -29,6 +29,7 @@ from exltui.errors import ModelError
 from exltui.models.catalog import read_model
 
 EXACT = 1e-9  # f32 sums in another order; a wrong epsilon or theta gives more than 1e-4
+LEVEL = 2e-4  # logits that are as near as this are as likely: some six times the rms error of EXACT on logits of about 1
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 UNKNOWN = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"]
@@ -151,7 +152,8 @@ def check(model: Model, reference: Any) -> None:
     got = run(fresh(model, 2), Sequence(ids, 0, [1, 0], "all"))
     assert got.shape == expected.shape
     assert nmse(got, expected) <= EXACT
-    assert torch.equal(got.argmax(-1), expected.argmax(-1))
+    chosen = expected.gather(-1, got.argmax(-1, keepdim=True)).squeeze(-1)
+    assert (expected.max(-1).values - chosen).max() <= LEVEL, "the likeliest token is another one"
 
     runner = fresh(model, 2)
     start = run(runner, Sequence(ids[:252], 0, [1, 0], "all"))

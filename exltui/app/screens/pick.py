@@ -98,6 +98,8 @@ class PickScreen(ClosesOnce, ModalScreen[str | None]):
 
     @on(Input.Changed)
     def _fill(self) -> None:
+        if not self.query("#pick-list"):  # closed before it was drawn again
+            return
         keep = self.chosen.key if self.chosen else self._at
         words = self.query_one("#pick-input", Input).value.lower().split()
         fitting = (c for c in self._choices if all(word in f"{c.text} {c.right}".lower() for word in words))

@@ -134,7 +134,7 @@ class _Verifying:
     replay: Callable[[], None]
     tokens: Tensor  # [t] i32
     batch: Batch
-    rows: Tensor  # [t] i64: not read here, but by the graph, which does not keep it
+    rows: Tensor  # [t] i32: not read here, but by the graph, which does not keep it
     logits: Tensor
 
     def fill(self, step: Step, scratch: int) -> None:
@@ -279,7 +279,7 @@ class DecodeGraphs:
         packet.idle(0, self._scratch)
         starts = torch.arange(bucket + 1, dtype=torch.int32, device=device)
         batch = Batch(packet.positions, packet.slots, starts, packet.lengths, packet.table)
-        rows = torch.arange(bucket, device=device)
+        rows = torch.arange(bucket, dtype=torch.int32, device=device)
         params = torch.zeros(bucket, ROW.itemsize, dtype=torch.uint8, device=device)
         drawn = torch.zeros(bucket, 3, dtype=torch.float64, device=device)
 
@@ -301,8 +301,8 @@ class DecodeGraphs:
 
         count = max(sequences + 1, -(-tokens // DECODE_ROWS))
         batch = Batch(zeros(tokens), zeros(tokens), zeros(count + 1), zeros(count), zeros(count, self._width))
-        ids, rows = zeros(tokens), torch.arange(tokens, device=device)
-        places = torch.arange(tokens, dtype=torch.int32, device=device)
+        ids, places = zeros(tokens), torch.arange(tokens, dtype=torch.int32, device=device)
+        rows = places.clone()
         batch.positions.copy_(places)  # all of them belong to one sequence in the scratch page
         batch.slots.copy_(places + self._scratch * PAGE)
         batch.query_start[1:] = tokens
