@@ -158,7 +158,7 @@ class DevicesPane(Widget, can_focus=True):
         if width <= 8:
             return []
         if observed.meter is None:
-            return [Content.styled("Waiting for a reading" if observed.host else "The engine is starting", "$text-muted")]
+            return [Content.styled("No reading yet", "$text-muted")]
         blocks = [
             device_lines(index, device, observed.utilisation.get(index, ()), width) for index, device in enumerate(observed.meter.devices)
         ]
