@@ -98,7 +98,10 @@ class Emulator:
     def hang_up(self) -> int:
         """Take the terminal away -> the program's exit status."""
         os.close(self._main)
-        return self._process.wait(PATIENCE)
+        try:
+            return self._process.wait(120)
+        finally:
+            self._process.kill()
 
     def close(self) -> None:
         self._process.kill()

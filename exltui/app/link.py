@@ -7,6 +7,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -95,12 +96,14 @@ class WatchedFile:
         if QUESTION in text:
             self._asked.append((self._sent, self._since))
             self._since = None
-        self._file.write(text)
+        with suppress(OSError):  # the terminal is gone: see ``hung_up``; whoever writes here must live on until the program has ended
+            self._file.write(text)
 
     def flush(self) -> None:
         if self._answers and self._since is not None:
             self.write(QUESTION)
-        self._file.flush()
+        with suppress(OSError):
+            self._file.flush()
         self._held = False
 
     def __getattr__(self, name: str) -> Any:
