@@ -52,12 +52,6 @@ __global__ void __launch_bounds__(kThreads) row_dots_kernel(EXLTUI_PARAMETER Row
   }
 }
 
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-  return value;
-}
-
 // One warp a token. Of equally likely experts the first is taken.
 __global__ void __launch_bounds__(kWarp) choose_kernel(EXLTUI_PARAMETER Choose work) {
   float* likely = reinterpret_cast<float*>(shared);

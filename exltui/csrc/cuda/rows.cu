@@ -28,17 +28,6 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(EXLTUI_PARAMETER Embed 
   }
 }
 
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
-  value = warp_sum(value);
-  __syncthreads();  // the scratch may still be read from the sum before
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kThreads / kWarp; ++i) sum += scratch[i];
-  return sum;
-}
-
 // One block a row. It waits in shared memory until its statistics are known: as it is (kNone), times the norm's weight (kRms), or as f32
 // (kLayer). Reads and writes are coalesced in any order, and gathers never leave shared memory but for kLayer's weight and a bias.
 template <RowNorm kNorm>
@@ -79,12 +68,12 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER No
     }
   }
   float mean = 0.0f, factor = 1.0f;
-  if constexpr (kNorm == RowNorm::kRms) factor = rsqrtf(block_sum(sum, scratch) / count + work.eps);
+  if constexpr (kNorm == RowNorm::kRms) factor = rsqrtf(sum_of_block<kThreads>(sum, scratch) / count + work.eps);
   if constexpr (kNorm == RowNorm::kLayer) {
-    mean = block_sum(sum, scratch) / count;
+    mean = sum_of_block<kThreads>(sum, scratch) / count;
     float squares = 0.0f;
     for (int i = threadIdx.x; i < work.k; i += kThreads) squares += (row[i] - mean) * (row[i] - mean);
-    factor = rsqrtf(block_sum(squares, scratch) / count + work.eps);
+    factor = rsqrtf(sum_of_block<kThreads>(squares, scratch) / count + work.eps);
   }
   __syncthreads();
   const auto give = [&](int feature) {

@@ -18,19 +18,6 @@ __device__ __forceinline__ void write_value(const Rows& rows, size_t at, float v
   }
 }
 
-// The sum over a block of kThreads threads, the same in each, added in a fixed order. `scratch`: a value for each warp.
-template <int kThreads>
-__device__ __forceinline__ float sum_of_block(float value, float* scratch) {
-  value = warp_sum(value);
-  __syncthreads();  // the scratch may still be read from the sum before
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kThreads / kWarp; ++i) sum += scratch[i];
-  return sum;
-}
-
 // What makes the normalised row of its values: (x - mean) * factor * (weight + offset) + bias.
 struct Statistics {
   float mean, factor;
