@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import load, make
+from toy import replied
 
 from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.generate.generator import Generator
@@ -17,7 +18,7 @@ from exltui.engine.ops.table import OPS, nmse, recording, verify
 from exltui.engine.run.cache import KVCache, parse_cache_mode
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
-from exltui.protocol import Done, JobSpec, Sampling
+from exltui.protocol import JobSpec, Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "vocab_size": 512}
@@ -114,15 +115,7 @@ def replies(directory: Path, specs: list[JobSpec], *, ahead: bool) -> dict[str, 
     if not ahead:
         runner.launch = lambda places: None  # type: ignore[method-assign]
     generator = Generator(runner, tokenizer(), 1000, 256)
-    events = []
-    for spec in specs:
-        events += generator.submit(spec)
-        events += generator.advance()
-        events += generator.advance()
-    while generator.busy:
-        events += generator.advance()
-    generator.check()
-    return {event.id: (event.token_ids, event.stats.stop_reason) for event in events if isinstance(event, Done)}
+    return {id: (each.token_ids, each.stats.stop_reason) for id, each in replied(generator, specs, 2).items()}
 
 
 def tokenizer() -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_stand_in import graph_runner
 from tiny_models import VOCAB, load, make
+from toy import replied
 
 from exltui.engine.generate.generator import Generator
 from exltui.engine.model.loading import Model
@@ -17,7 +18,7 @@ from exltui.engine.ops.table import nmse
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step
-from exltui.protocol import Done, JobSpec, Sampling
+from exltui.protocol import JobSpec, Sampling
 
 SETTINGS = [
     Sampling(temperature=0.0),
@@ -55,16 +56,9 @@ def replies(patch: pytest.MonkeyPatch, model: Model, specs: list[JobSpec], *, ah
 
     runner.launch = noted  # type: ignore[method-assign]
     generator = Generator(runner, tokenizer(), 700, 64)
-    events = []
-    for spec in specs:
-        events += generator.submit(spec)
-        events += generator.advance()
-        events += generator.advance()
-    while generator.busy:
-        events += generator.advance()
-    generator.check()
+    done = replied(generator, specs, 2)
     assert launched or any(spec.sampling.mirostat for spec in specs)
-    return {event.id: (event.token_ids, event.stats.stop_reason) for event in events if isinstance(event, Done)}
+    return {id: (each.token_ids, each.stats.stop_reason) for id, each in done.items()}
 
 
 @pytest.mark.parametrize("chosen", [[0], [1], [2], [3], [4], [5], [6], [0, 1, 2], list(range(7)), [0, 3, 5, 1, 2]])

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCAB, load, make
+from toy import replied
 
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence, Step, portions
 from exltui.engine.session import Session, open_session
-from exltui.protocol import Done, JobSpec, LoadOptions, Sampling
+from exltui.protocol import JobSpec, LoadOptions, Sampling
 
 TOPICS = ("the sea", "a clock", "winter", "bread and butter", "the moon", "a dog that sings")
 
@@ -32,14 +33,7 @@ def jobs() -> list[JobSpec]:
 
 def replies(session: Session, specs: list[JobSpec], *, gap: int = 0) -> dict[str, tuple[int, ...]]:
     """All ``specs``, submitted with ``gap`` steps between them."""
-    generator, events = session.generator, []
-    for spec in specs:
-        events += generator.submit(spec)
-        for _ in range(gap):
-            events += generator.advance()
-    while generator.busy:
-        events += generator.advance()
-    return {event.id: event.token_ids for event in events if isinstance(event, Done)}
+    return {id: done.token_ids for id, done in replied(session.generator, specs, gap).items()}
 
 
 def opened(model: Path, **options: object) -> Session:

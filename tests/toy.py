@@ -20,7 +20,7 @@ from exltui.engine.ops.sample import TOO_MANY, Penalties, SampleParams, sample
 from exltui.engine.run import pages, step
 from exltui.engine.run.graphs import Place
 from exltui.engine.run.step import Sequence, Step
-from exltui.protocol import JobSpec
+from exltui.protocol import Done, Event, JobSpec
 
 VOCABULARY = 16
 EOS = 0
@@ -166,6 +166,19 @@ def toy_generator(count: int, context: int = 1_000_000, chunk: int = 7, *, ahead
     runner = ToyRunner(count)
     runner.ahead = ahead
     return Generator(runner, toy_tokenizer(), context, chunk)  # type: ignore[arg-type]
+
+
+def replied(generator: Generator, specs: list[JobSpec], gap: int) -> dict[str, Done]:
+    """How each of ``specs`` ended, submitted with ``gap`` steps between them."""
+    events: list[Event] = []
+    for spec in specs:
+        events += generator.submit(spec)
+        for _ in range(gap):
+            events += generator.advance()
+    while generator.busy:
+        events += generator.advance()
+    generator.check()
+    return {event.id: event for event in events if isinstance(event, Done)}
 
 
 def small_pages(patch, size: int) -> None:
