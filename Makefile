@@ -5,7 +5,7 @@ EXLTUI := .venv/bin/exltui
 .PHONY: chat test setup lint types wheel screenshots clean help
 
 chat: ## set everything up, get a first model, open the app
-	@test -t 0 -a -t 1 || { echo "make chat opens a full-screen app and needs a terminal; try: $(EXLTUI) generate --help" >&2; exit 2; }
+	@test -t 0 -a -t 1 -a -t 2 || { echo "make chat opens a full-screen app and needs a terminal; try: $(EXLTUI) generate --help" >&2; exit 2; }
 	@$(PYTHON) scripts/bootstrap.py --starter
 	@$(EXLTUI)
 

@@ -169,3 +169,14 @@ def test_the_program_ends_with_a_terminal_that_sends_no_signal(tmp_path):
     terminal.type("a draft")
     wait(terminal, lambda screen: "a draft" in screen)
     assert terminal.hang_up() != 0
+
+
+def test_a_terminal_whose_errors_go_elsewhere_is_none_to_draw_on(tmp_path):
+    main, side = pty.openpty()
+    told = {**os.environ, **environment(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "exltui"], stdin=side, stdout=side, stderr=subprocess.PIPE, env=told, check=False, timeout=PATIENCE
+    )
+    os.close(side)
+    os.close(main)
+    assert done.returncode == 2 and b"needs a terminal" in done.stderr and done.stderr.count(b"\n") == 1
