@@ -243,7 +243,7 @@ def measure_engine(home: Path, size: str, model: str, options: list[str], tokens
     terminal = Terminal(program("-m", model, *options), size, environment(home))
     try:
         terminal.until(READY, 60)
-        terminal.until("Enter sends", 60)
+        terminal.until(" 0 / ", 60)  # of a context: a model is loaded
         drain(terminal, 1.0)
         terminal.press(f"{STORY}\r")
         store, stats = None, None

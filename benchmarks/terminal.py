@@ -40,7 +40,7 @@ class Terminal:
         )
         os.close(side)
         self.received = 0
-        self.screen = b""  # what came since the last ``press`` or ``until``
+        self.screen = b""  # what came since the last ``press``
         self._takes = takes
         self._due = time.perf_counter()  # when the line is free again
         self._tail = b""  # may hold the beginning of a question

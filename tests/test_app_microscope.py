@@ -7,11 +7,13 @@ from app_stage import Speaker, Stage
 from test_app_real import real_app, until
 
 from exltui import protocol
+from exltui.app.inspect import InspectedReply
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.scope import scope_lines
 from exltui.app.screens.inspect import InspectScreen
 from exltui.app.screens.microscope import MicroscopeScreen
-from exltui.protocol import Explained, Sampling, StageOf
+from exltui.protocol import Explained, Sampling, Scores, StageOf
+from exltui.tokenizer import Tokenizer
 
 WIDE = (160, 45)
 TIDES = "Why are there tides?"
@@ -101,6 +103,23 @@ def test_the_table_shows_as_many_stages_as_there_is_room_for():
     narrow = [line.plain for line in scope_lines(explained, names.__getitem__, 2, 36, 20)]
     assert narrow[0].split() == ["◂", "2", "before", "top-k", "min-p"]
     assert all(len(line) <= 36 for line in narrow)
+
+
+def test_a_branch_keeps_what_the_reply_was_begun_with_and_no_special_token(starter_model):
+    tokenizer = Tokenizer(starter_model)
+    end = tokenizer.encode("<|im_end|>")[-1]
+
+    def inspected(*ids: int) -> InspectedReply:
+        return InspectedReply([Scores("a", place, id, 0.5, 0.5, raw_top=((end, 0.2),)) for place, id in enumerate(ids)], tokenizer)
+
+    paris = tokenizer.encode(" is Paris.")
+    assert inspected(*paris, end).until(1, "The capital is Paris.") == "The capital is"
+    whole = inspected(*tokenizer.encode("How are you today?"), end, *tokenizer.encode(" I am well."), end)
+    assert whole.until(len(whole.tokens), "How are you today? I am well.") == "How are you today? I am well."
+    assert whole.tokens[0].alternatives[0].said == "", "an end drawn in its place writes nothing"
+    assert whole.tokens[0].alternatives[0].text == "<|im_end|>", "but is shown"
+    cut = inspected(*tokenizer.encode("one two three STOP"))
+    assert cut.until(2, "Well: one two three") == "Well: one two", "the stop string is not in the reply"
 
 
 @pytest.mark.usefixtures("starter_model")

@@ -20,6 +20,7 @@ class AdapterDesk:
     def __init__(self, app: ExltuiApp) -> None:
         self._app = app
         self._screen: AdapterScreen | None = None
+        self._asked: dict[str, protocol.LoadAdapter | protocol.DropAdapter] = {}  # without an answer yet, in their order
 
     def open(self, text: str = "") -> None:
         """Show the adapters, or do what ``text`` says: ``NAME``, ``NAME:SCALE``, ``NAME off``."""
@@ -73,13 +74,24 @@ class AdapterDesk:
         """How strongly a loaded adapter acts on the next reply."""
         self._send(protocol.LoadAdapter(new_id(), "", name, scale))
 
+    def wanted(self, name: str) -> float:
+        """The scale of a loaded adapter once the engine has done all that it was asked."""
+        asked = [command.scale for command in self._asked.values() if isinstance(command, protocol.LoadAdapter) and command.name == name]
+        return asked[-1] if asked else self._app.observed.adapters[name].scale
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._asked)
+
     def _send(self, command: protocol.LoadAdapter | protocol.DropAdapter) -> None:
+        self._asked[command.id] = command
         self._app.parts.client.send(command)
-        self._app.pump()
-        self._app.set_timer(0.2, self._app.pump)  # while nothing runs the engine is looked at once a second
+        self._app.wake()
 
     def handle(self, event: protocol.Event) -> None:
         """Take an event of the engine; those that are not about adapters pass by."""
+        if isinstance(event, protocol.AboutAdapters):
+            self._asked.pop(event.id, None)
         if isinstance(event, protocol.AdapterFailed):
             self._app.tell(event.error, event.hint, error=True)
         elif not isinstance(event, protocol.AboutAdapters):

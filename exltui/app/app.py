@@ -93,6 +93,7 @@ class ExltuiApp(App[None]):
         self._saver: Timer | None = None
         self._saver_lock = threading.Lock()
         self._link: WatchedFile | None = None
+        self._met = False  # there are figures of devices that were not drawn yet
         if wants_plain_signs(parts.signs):
             self._filters.append(PlainSigns())
         for theme in parts.themes:
@@ -104,7 +105,7 @@ class ExltuiApp(App[None]):
         self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling or Sampling(), parts.max_new_tokens
         self.dialogue.system = self.dialogue.conversation.system = parts.system
         self.errands = Errands(parts.client, self.work_aside, parts.preparer)
-        self.queries = Queries(parts.client)
+        self.queries = Queries(parts.client, self.wake)
         self.microscope: MicroscopeDesk = MicroscopeDesk(self)
         self.adapters: AdapterDesk = AdapterDesk(self)
         self.branches: BranchDesk = BranchDesk(self)
@@ -216,7 +217,6 @@ class ExltuiApp(App[None]):
 
     def pump(self) -> None:
         """Take what the engine said since the last time and show it; look more often while something is going on."""
-        met = False
         for event in coalesced(self.parts.client.poll()):
             self.observed.apply(event)
             self.dialogue.handle(event)
@@ -226,19 +226,24 @@ class ExltuiApp(App[None]):
             if isinstance(event, protocol.HostUp):
                 self.parts.settled()
             self.adapters.handle(event)
-            met = met or isinstance(event, protocol.Meter)
+            self._met = self._met or isinstance(event, protocol.Meter)
         if not self.clogged and not (self._link is not None and self._link.slow and self.parts.clock() - self._status_at < PULSE):
             self._status_at = self.parts.clock()  # on a slow line the figures leave room for the words
             self.draw_status()
-            if met and self.main.query("#devices"):
+            if self._met and self.main.query("#devices"):
+                self._met = False
                 self.main.devices.show()
         self._keep_draft()
         self.chats.title_when_idle()
         self.desk.tick()
-        if self.observed.busy or self.dialogue.busy or self.desk.busy or self.errands.busy or self.queries.busy:
+        if self.observed.busy or self.dialogue.busy or self.desk.busy or self.errands.busy or self.queries.busy or self.adapters.busy:
             self._frame.resume()
         else:
             self._frame.pause()
+
+    def wake(self) -> None:
+        """Look at the engine's events often until nothing is waited for any more."""
+        self._frame.resume()
 
     def draw_status(self) -> None:
         """Bring the status line up to date."""

@@ -28,7 +28,7 @@ class BranchDesk:
     def cached(self, conversation: Conversation, then: Callable[[Cached], None]) -> None:
         """``then`` gets, by the last message of each branch, (tokens in the cache, tokens that the next message would be sent with)."""
         loaded = self._app.observed.loaded
-        if loaded is None:
+        if loaded is None or self._app.observed.loading is not None:  # a load answers nothing until it has ended
             then({})
             return
         leaves = conversation.leaves()[-MOST:]
@@ -39,7 +39,6 @@ class BranchDesk:
                 then({leaf: (count, len(prompts[leaf])) for leaf, count in zip(prompts, answer.cached, strict=True)})
 
             self._app.queries.ask(Peek(new_id(), tuple(prompts.values())), take, lambda _: then({}))
-            self._app.pump()
 
         self._app.work_aside(lambda: self._prompts(orders), ask, lambda _: then({}))
 

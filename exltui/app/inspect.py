@@ -18,24 +18,28 @@ class Alternative:
 
     token: int
     text: str
+    said: str
     raw: float
 
 
 @dataclass(frozen=True)
 class InspectedToken:
-    """One token: where it stands, its text, its probability to the model and after the sampler (``drawn``), and the likeliest ones."""
+    """One token: where it stands, how it is shown, what of it is in the reply ("" of a special one), its probability to the model and
+    after the sampler (``drawn``), and the likeliest ones.
+    """
 
     job: str
     position: int
     token: int
     text: str
+    said: str
     raw: float
     drawn: float
     alternatives: tuple[Alternative, ...]
 
 
 class InspectedReply:
-    """The tokens of a reply. Texts are what each adds to those before it, so that they join to the reply."""
+    """The tokens of a reply. What each says is what it adds to those before it, so that together they are the reply."""
 
     def __init__(self, scores: Sequence[Scores], tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -43,12 +47,26 @@ class InspectedReply:
         self.tokens = [self._inspected(place, score) for place, score in enumerate(scores[-LONGEST:])]
 
     def text(self, place: int, token: int) -> str:
-        """What ``token`` would add at ``place`` (0: the first that is shown)."""
+        """How ``token`` would be shown at ``place`` (0: the first that is shown)."""
+        return self._texts(place, [token])[0][0]
+
+    def until(self, place: int, reply: str) -> str:
+        """What of the text ``reply`` stands before the token at ``place``: what it was begun with, and the tokens before that one.
+
+        A reply may end before its last tokens do, where a stop string was cut off.
+        """
+        said = "".join(token.said for token in self.tokens)
+        kept = next(count for count in range(len(said), -1, -1) if reply.endswith(said[:count]))
+        return reply[: len(reply) - kept] + "".join(token.said for token in self.tokens[:place])
+
+    def _texts(self, place: int, tokens: Sequence[int]) -> list[tuple[str, str]]:
+        """How each of ``tokens`` would be shown at ``place``, and what of it would be in the reply."""
         window = self._ids[max(0, place - WINDOW) : place]
         base = self._tokenizer.decode(window)
-        return self._tokenizer.decode([*window, token]).removeprefix(base) or self._tokenizer.piece(token)
+        said = [self._tokenizer.decode([*window, token]).removeprefix(base) for token in tokens]
+        return [(text or self._tokenizer.piece(token), text) for token, text in zip(tokens, said, strict=True)]
 
     def _inspected(self, place: int, score: Scores) -> InspectedToken:
-        alternatives = tuple(Alternative(token, self.text(place, token), raw) for token, raw in score.raw_top)
-        text = self.text(place, score.token)
-        return InspectedToken(score.id, score.position, score.token, text, score.raw_probability, score.probability, alternatives)
+        (own, *others) = self._texts(place, [score.token, *(token for token, _ in score.raw_top)])
+        alternatives = tuple(Alternative(token, *text, raw) for text, (token, raw) in zip(others, score.raw_top, strict=True))
+        return InspectedToken(score.id, score.position, score.token, *own, score.raw_probability, score.probability, alternatives)

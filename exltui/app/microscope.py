@@ -45,7 +45,7 @@ class MicroscopeDesk:
 
         def pass_by(failed: QueryFailed) -> None:
             if len(jobs) == 1 and not scores:
-                self._app.tell(failed.error.capitalize() + ".", "R writes this one again.")
+                self._app.tell(f"{failed.error[:1].upper()}{failed.error[1:]}.", "R writes this one again.")
             else:
                 self._collect(id, jobs[1:], scores)
 
@@ -67,7 +67,6 @@ class MicroscopeDesk:
         def ask(place: int, sampling: Sampling | None, then: Callable[[Explained], None], failed: Callable[[QueryFailed], None]) -> None:
             token = reply.tokens[place]
             self._app.queries.ask(Explain(new_id(), token.job, token.position, sampling), then, failed)
-            self._app.pump()
 
         return ask
 
@@ -87,7 +86,5 @@ class MicroscopeDesk:
         dialogue = self._app.dialogue
         if chosen is None or id not in dialogue.conversation or not dialogue.may_change():
             return
-        said, text = "".join(token.text for token in reply.tokens), dialogue.conversation[id].text
-        begun = text[: max(0, text.find(said[:40]))]  # what the reply was begun with
-        dialogue.start = begun + "".join(token.text for token in reply.tokens[: chosen[0]]) + chosen[1]
+        dialogue.start = reply.until(chosen[0], dialogue.conversation[id].text) + chosen[1]
         dialogue.regenerate(id)

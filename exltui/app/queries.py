@@ -12,10 +12,11 @@ Then = Callable[[Any], None]
 
 
 class Queries:
-    """Sends queries and hands each answer to who waits for it."""
+    """Sends queries and hands each answer to who waits for it. ``wake`` makes the app look for answers often."""
 
-    def __init__(self, client: EngineLink) -> None:
+    def __init__(self, client: EngineLink, wake: Callable[[], None]) -> None:
         self._client = client
+        self._wake = wake
         self._waiting: dict[str, tuple[Then, Then]] = {}
 
     @property
@@ -26,6 +27,7 @@ class Queries:
         """``then`` gets the answer, ``failed`` the QueryFailed."""
         self._waiting[query.id] = (then, failed)
         self._client.send(query)
+        self._wake()
 
     def handle(self, event: protocol.Event) -> None:
         """Take an event of the engine; those that answer no query pass by."""

@@ -89,7 +89,7 @@ class SettingsForm:
             app.remember("load", parts.options)
         else:
             setattr(parts, "start_model" if key == "model" else key, value)
-            app.dialogue.max_new_tokens = parts.max_new_tokens
+            app.dialogue.max_new_tokens, app.dialogue.system = parts.max_new_tokens, parts.system
             app.remember(key, value)
 
     def _give_key(self, id: str, keys: str) -> None:

@@ -31,6 +31,7 @@ class Desk(Protocol):
     def load(self, info: AdapterInfo) -> None: ...
     def drop(self, name: str) -> None: ...
     def scale(self, name: str, scale: float) -> None: ...
+    def wanted(self, name: str) -> float: ...
 
 
 class AdapterScreen(ModalScreen[None]):
@@ -135,7 +136,7 @@ class AdapterScreen(ModalScreen[None]):
     def action_scale(self, by: float) -> None:
         loaded = self._observed.adapters.get(self.chosen or "")
         if loaded is not None:
-            self._exactly(loaded.name, loaded.scale + by)
+            self._exactly(loaded.name, self._desk.wanted(loaded.name) + by)
 
     def action_exactly(self, scale: float) -> None:
         if self.chosen in self._observed.adapters:

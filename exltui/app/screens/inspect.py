@@ -128,7 +128,7 @@ class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
     def action_branch(self, number: int) -> None:
         alternatives = self._tokens[self._at].alternatives
         if number < len(alternatives):
-            self.dismiss((self._at, alternatives[number].text))
+            self.dismiss((self._at, alternatives[number].said))
 
     def action_leave(self) -> None:
         self.dismiss(None)

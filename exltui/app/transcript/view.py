@@ -32,7 +32,7 @@ KEPT_ROWS = 6000  # rows whose drawing is kept; those of entries far from the vi
 
 
 class Transcript(ScrollView, can_focus=True):
-    """The conversation. Text is fed as it arrives; the widget collects it and repaints what changed, ten times a second.
+    """The conversation. Text is fed as it arrives; the widget collects it and repaints what changed, some times a second.
     ``current`` is the id of the message under the message cursor, None when there is no cursor.
     Rows of entries that were never near the view are estimated; they are measured when they come near, and the view stays where it is.
     """
