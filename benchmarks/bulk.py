@@ -30,6 +30,7 @@ from exltui.cli.bulk import Journal, Tally, answer  # noqa: E402
 from exltui.engine.convert.synthetic import SHAPES, write_synthetic  # noqa: E402
 from exltui.engine.generate.generator import Generator  # noqa: E402
 from exltui.engine.ops.types import PAGE  # noqa: E402
+from exltui.engine.run.graphs import BUCKETS  # noqa: E402
 from exltui.engine.session import Session, open_session  # noqa: E402
 from exltui.protocol import JobSpec, LoadOptions, Sampling  # noqa: E402
 
@@ -51,7 +52,8 @@ def main() -> None:
     rate = 0.0
     for batch in batches:
         session.generator.max_batch = batch
-        answered(session, lines(options, model.spec.vocab, min(batch, options.lines), 1), JobSpec("", max_new_tokens=4))
+        for count in (size for size in BUCKETS if size <= batch):  # a graph is captured when a batch of its size first comes
+            answered(session, lines(options, model.spec.vocab, count, 1), replace(base, max_new_tokens=4))
         with counted(session.generator) as steps:
             begin = time.perf_counter()
             replies = answered(session, lines(options, model.spec.vocab, options.lines, 0), base)

@@ -50,6 +50,8 @@ def step_of(model: Model, cache_mode: str, batch: int, *, whole: bool = True) ->
     for back in (2, 1):
         sequences = [Sequence([ids[-back]], len(ids) - back, [2 * i + 1, 2 * i]) for i in range(batch) if (ids := history(i))]
         logits = runner.step(Step.build(sequences, model.device))
+    if whole and model.device.type == "cuda":
+        assert runner._graphs is not None and runner._graphs._captured, "no graph ran"
     return logits.cpu()
 
 
@@ -112,10 +114,17 @@ def replies(directory: Path, specs: list[JobSpec], *, ahead: bool) -> dict[str, 
     """What each job says, with steps launched ahead or in turn."""
     model = load(directory / "exl2", device="cuda:0")
     runner = Runner(model, KVCache(model.spec, 60, (16, 16), model.device))
-    if not ahead:
-        runner.launch = lambda places: None  # type: ignore[method-assign]
+    launch, launched = runner.launch, []
+
+    def noted(places: Any) -> Any:
+        launched.append(len(places))
+        return launch(places) if ahead else None
+
+    runner.launch = noted  # type: ignore[method-assign]
     generator = Generator(runner, tokenizer(), 1000, 256)
-    return {id: (each.token_ids, each.stats.stop_reason) for id, each in replied(generator, specs, 2).items()}
+    done = replied(generator, specs, 2)
+    assert launched or any(spec.sampling.mirostat for spec in specs), "nothing could have run ahead"
+    return {id: (each.token_ids, each.stats.stop_reason) for id, each in done.items()}
 
 
 def tokenizer() -> Any:

@@ -10,7 +10,6 @@ from torch import Tensor
 from exltui.engine.model.loading import Model
 from exltui.engine.ops.types import PAGE
 from exltui.engine.run.cache import KVCache
-from exltui.engine.run.runner import Runner
 from exltui.engine.run.step import Sequence as Run
 from exltui.engine.run.step import Step
 from exltui.errors import ContextError, ModelError
@@ -46,10 +45,11 @@ def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (1
             f"{len(ids):,} tokens do not fit into the context of {model.context:,}", "load with a larger --length, or give less"
         )
     pages = range(-(-len(ids) // PAGE))
-    runner = Runner(model, KVCache(model.spec, len(pages), bits, model.device))
+    cache, adapters = KVCache(model.spec, len(pages), bits, model.device), model.decoder.adapters
     for start in range(0, len(ids), chunk):
-        run = Run(ids[start : start + chunk], start, pages, "all", runner.adapters.mix(None))
-        yield runner.step(Step.build([run], model.device))
+        run = Run(ids[start : start + chunk], start, pages, "all", adapters.mix(None))
+        step = Step.build([run], model.device)  # straight through the decoder: a graph for one use is not worth its capture
+        yield model.decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows, step.mix)
 
 
 def check_ids(model: Model, ids: Sequence[int]) -> None:

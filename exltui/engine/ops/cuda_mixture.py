@@ -103,12 +103,13 @@ def experts(
 ) -> Tensor:
     expect("experts", "e of weights", weights.shape[1], len(experts))
     expect("experts", "t of weights", weights.shape[0], x.shape[0])
-    if not _takes(x, residual) or not fit(experts):
+    found = _table(experts) if _takes(x, residual) else None
+    if found is None:
         return references.experts(x, norm, weights, experts, activation, residual, scale, most)
     weights = weights.float().contiguous()
     if x.shape[0] > FEW:
         return _by_expert(x, norm, weights, experts, activation, residual, scale)
-    table, width = _table(experts)
+    table, width = found
     shape = [min(most or len(experts), len(experts)), width, ACTIVATIONS[activation], int(len(experts[0].gate_up) == 2)]
     return _native.experts(x.contiguous(), *_parts(norm), weights, table, residual.contiguous(), scale, shape)
 
@@ -143,12 +144,14 @@ def fit(experts: Sequence[Expert]) -> bool:
     return same and all(w.shape[1] % 8 == 0 and (isinstance(w, Packed) or w.dense().dtype == torch.float16) for w in every)
 
 
-def _table(experts: tuple[Expert, ...]) -> tuple[Tensor, int]:
-    """The table of ``mixture.cuh`` in device memory, and the width of the widest expert in whole tiles."""
+def _table(experts: tuple[Expert, ...]) -> tuple[Tensor, int] | None:
+    """The table of ``mixture.cuh`` in device memory, and the width of the widest expert in whole tiles; None where they do not ``fit``."""
     down: Any = experts[0].down
-    key = down.panels[0].words if isinstance(down, Packed) else down.weight
+    key = down.panels[0].words if isinstance(down, Packed) else getattr(down, "weight", None)
+    if key is None:
+        return None
     if key not in _tables:
-        _tables[key] = _build_table(experts, key.device)
+        _tables[key] = _build_table(experts, key.device) if fit(experts) else None
     return _tables[key]
 
 

@@ -8,6 +8,7 @@ the one before it drew, which then never wait for the host; the host reads them 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -156,12 +157,18 @@ class _Verifying:
         mine.page_table[b:] = scratch
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where graphs of ``device`` are captured: one for all models that come and go, since kernels keep a workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
 class Recorder:
     """Makes graphs on ``device``, which share their memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -236,6 +243,8 @@ class DecodeGraphs:
         captured.turn = (captured.turn + 1) % TURNS
         turn, count = captured.turns[captured.turn], len(places)
         if places[0].token is not None:
+            for each in captured.turns:  # a step that was dropped may still be about to read its packet
+                each.landed.synchronize()
             self._seat(captured, places)
         turn.fill(places)
         captured.packet.whole.copy_(turn.packet.whole, non_blocking=True)

@@ -101,7 +101,7 @@ class Exl2Weight:
         for index, group in enumerate(self.groups):
             words = self.q_weight[group.first : group.first + group.rows * group.bits // 32]
             centred = unpack_columns(words, group.bits, group.rows) - (1 << (group.bits - 1))
-            parts.append((centred.float() * self.scales[index].float()).half())
+            parts.append((centred.float() * self.scales[index].to(words.device).float()).half())
         return torch.cat(parts)
 
     def dense(self) -> Tensor:
