@@ -79,6 +79,13 @@ def test_the_written_weight_is_as_near_as_its_codes_allow(bits: int) -> None:
     assert inside.float().mean() > 0.8 or bits == 2
 
 
+def test_codes_may_lie_elsewhere_than_their_scales() -> None:
+    """A GPU gets the codes while the file is read, and the rest with the finished layer."""
+    parts = quantise(torch.randn(32, 64), (Width(4, 1.0, 32),), torch.arange(64))
+    weight = Exl2Weight(**{**parts, "q_weight": parts["q_weight"].to("meta")})
+    assert weight.dense().device.type == "meta"
+
+
 @given(k=st.integers(1, 40), share=st.floats(0.05, 0.95), group=st.sampled_from([32, 64, 128]))
 def test_rows_are_handed_out_once(k: int, share: float, group: int) -> None:
     widths = (Width(5, share, 32), Width(3, 1 - share, group))
