@@ -4,7 +4,7 @@
 
 For each mode of --load-* and --activations: perplexity, its rise over f16, the mean KL divergence from f16 in nats, how often the
 likeliest token is the same, and tokens per second of decoding, of which the modes take turns. At the end the default that follows: the
-fastest mode whose perplexity rises by less than 1%. The text is docs/*.md unless named.
+fastest mode whose perplexity rises by less than 1%. The text is tests/data/thousand_tokens.md unless named.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def decode(session: Session, ids: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path.home() / ".local/share/exltui/models/smollm2-135m"))
-    parser.add_argument("--text", nargs="*", default=[str(path) for path in sorted((ROOT / "docs").glob("*.md"))])
+    parser.add_argument("--text", nargs="*", default=[str(ROOT / "tests" / "data" / "thousand_tokens.md")])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
