@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from exltui.engine.model.weights.exl2 import PARTS, Exl2Weight
 from exltui.engine.model.weights.packed import pack_exl2, pack_gptq
 from exltui.engine.ops import cuda_layout
-from exltui.engine.ops.cuda_layout import WIDTHS, pack_codes, pack_scales, shared_order
+from exltui.engine.ops.cuda_layout import WIDTHS, inverse_order, pack_codes, pack_scales, shared_order
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -115,3 +115,12 @@ def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pack_codes(codes, 4)
     monkeypatch.setitem(cuda_layout._SLAB, "cpu", 1)
     assert torch.equal(pack_codes(codes, 4), whole)
+
+
+def test_an_order_has_its_inverse_ready() -> None:
+    permutation = torch.randperm(40_000, generator=torch.Generator().manual_seed(3))  # beyond what an i16 counts
+    order = shared_order(permutation, torch.device("cpu"))
+    assert order is not None
+    inverse = inverse_order(order)
+    assert inverse is inverse_order(order)
+    assert torch.equal((inverse.long() & 0xFFFF)[permutation], torch.arange(40_000))

@@ -155,16 +155,72 @@ Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTe
   return y;
 }
 
+// Run tokens [0, t) of a product in passes of at most `step`.
+template <typename Work, typename Start>
+void run_passes(Work work, int64_t t, int64_t step, const Start& start) {
+  const exltui::Product all = work;
+  for (int64_t first = 0; first < t; first += step) {
+    work.tokens = static_cast<int>(std::min(step, t - first));
+    work.x = all.x + first * all.k;
+    if (all.residual != nullptr) work.residual = all.residual + first * all.n;
+    if (all.y != nullptr) work.y = all.y + first * all.n;
+    if (all.logits != nullptr) work.logits = all.logits + first * all.n;
+    start(work);
+  }
+}
+
+// One to eight tokens, or several passes of them. False: the kernel cannot normalise and order x itself, and `own` asks for that.
+bool run_small(const exltui::Product& product, int64_t t, const uint16_t* order, bool own, const Device& device) {
+  exltui::LinearSmall work{};
+  static_cast<exltui::Product&>(work) = product;
+  work.order = order;
+  work.units_of_block = (work.units + device.multiprocessors - 1) / device.multiprocessors;
+  const auto room = static_cast<size_t>(device.shared_bytes);
+  const auto needs = [&](int64_t tokens) {
+    return exltui::linear_small_shared(static_cast<int>(tokens), work.k, work.k_padded, work.order != nullptr, work.norm != nullptr, work.parts);
+  };
+  const bool late = exltui::linear_small_late(work);
+  const auto fits = [&](const exltui::LinearSmallShared& bytes) {
+    return late ? bytes.fixed <= room && bytes.unit + 4096 <= room : bytes.fixed + bytes.unit <= room;
+  };
+  if (own && !fits(needs(1))) return false;
+  int64_t step = std::min<int64_t>(exltui::kSmallTokens, t);
+  while (step > 1 && !fits(needs(step))) step = (step + 1) / 2;
+  const auto bytes = needs(step);
+  TORCH_CHECK(fits(bytes), "linear_small: rows of ", work.k, " values do not fit into shared memory");
+  work.late = late && bytes.fixed + bytes.unit > room;
+  work.units_of_pass = work.late ? 1 : static_cast<int>(std::min<size_t>(work.units_of_block, (room - bytes.fixed) / bytes.unit));
+  const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+  run_passes(work, t, step, [&](const exltui::LinearSmall& pass) { check(exltui::linear_small(pass, stream, device.overlap), "linear_small"); });
+  return true;
+}
+
+void run_mixed(const exltui::Product& product, int64_t t, const uint16_t* places, const Device& device) {
+  exltui::LinearMixed work{};
+  static_cast<exltui::Product&>(work) = product;
+  work.places = places;
+  const auto plan = [&](exltui::LinearMixed& pass) { return exltui::plan_linear_mixed(pass, device.multiprocessors, device.shared_bytes); };
+  int64_t step = std::min<int64_t>(exltui::kMixedTokens, t);
+  for (work.tokens = static_cast<int>(step); step > 1 && !plan(work); work.tokens = static_cast<int>(step)) step = (step + 1) / 2;
+  const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+  run_passes(work, t, step, [&](exltui::LinearMixed& pass) {
+    TORCH_CHECK(plan(pass), "linear_small: rows of ", work.k, " values do not fit into shared memory");
+    check(exltui::linear_mixed(pass, stream, device.overlap), "linear_mixed");
+  });
+}
+
 Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields,
-                    const OptionalTensor& order, const OptionalTensor& norm, const OptionalTensor& bias, const OptionalTensor& bias_up,
-                    const OptionalTensor& residual, at::ArrayRef<double> scalars, int64_t activation, bool gated, int64_t n, bool logits) {
+                    const OptionalTensor& order, const OptionalTensor& places, const OptionalTensor& norm, const OptionalTensor& bias,
+                    const OptionalTensor& bias_up, const OptionalTensor& residual, at::ArrayRef<double> scalars, int64_t activation,
+                    bool gated, int64_t n, bool logits) {
   const c10::cuda::CUDAGuard guard(input.device());
   check_half(input, "linear_small", "x");
   TORCH_CHECK(input.dim() == 2 && input.size(1) % 8 == 0, "linear_small: x must be [t, k] with k a multiple of 8");
   TORCH_CHECK(scalars.size() == 4, "linear_small: four scalars expected");
+  TORCH_CHECK(order.has_value() == places.has_value(), "linear_small: an order and its inverse go together");
   const Device& device = device_of(input.device().index());
   const auto panels = read_panels(words, scales, fields);
-  exltui::LinearSmall work{};
+  exltui::Product work{};
   work.panel_count = static_cast<int>(panels.size());
   std::copy(panels.begin(), panels.end(), work.panels);
   int tiles = 0;
@@ -172,32 +228,14 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
     tiles = std::max(tiles, panel.first_tile + panel.tiles);
     work.units = std::max(work.units, panel.first_unit + panel.columns);
   }
-  work.units_of_block = (work.units + device.multiprocessors - 1) / device.multiprocessors;
   work.parts = gated ? 2 : 1;
   work.k = static_cast<int>(input.size(1));
   work.k_padded = tiles * 32;
   TORCH_CHECK(work.k_padded >= work.k && work.k_padded - work.k < 32, "linear_small: k of x is ", work.k, ", the panels have ", work.k_padded);
-  const auto room = static_cast<size_t>(device.shared_bytes);
-  const auto needs = [&](int64_t tokens, bool own) {
-    return exltui::linear_small_shared(static_cast<int>(tokens), work.k, work.k_padded, own && order.has_value(), own && norm.has_value(), work.parts);
-  };
-  const bool late = exltui::linear_small_late(work);
-  const auto fits = [&](const exltui::LinearSmallShared& bytes) {
-    return late ? bytes.fixed <= room && bytes.unit + 4096 <= room : bytes.fixed + bytes.unit <= room;
-  };
   const int64_t t = input.size(0);
   const Tensor y = at::empty({t, n}, input.options().dtype(logits ? at::kFloat : at::kHalf));
   if (t == 0) return y;
-  Tensor x = input;
-  const bool own = t == 1 && fits(needs(1, true));  // the kernel normalises and orders x itself
-  if (own) {
-    work.order = order_of(order, work.k, "linear_small");
-    work.norm = floats(norm, "linear_small", "norm");
-    work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
-  } else if (order.has_value() || norm.has_value()) {
-    const auto kind = norm.has_value() ? exltui::RowNorm::kRms : exltui::RowNorm::kNone;
-    x = norm_rows(input, norm, std::nullopt, order, scalars[0], scalars[1], static_cast<int64_t>(kind));
-  }
+  work.eps = static_cast<float>(scalars[0]), work.norm_offset = static_cast<float>(scalars[1]);
   work.bias = halves(bias), work.bias_up = halves(bias_up);
   work.scale = static_cast<float>(scalars[2]), work.softcap = static_cast<float>(scalars[3]);
   work.activation = static_cast<exltui::Activation>(activation);
@@ -206,20 +244,30 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
     check_half(*residual, "linear_small", "residual");
     TORCH_CHECK(residual->size(0) == t && residual->size(1) == n, "linear_small: residual must be [t, n]");
   }
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  int64_t step = std::min<int64_t>(exltui::kMaxTokens, t);
-  while (step > 1 && !fits(needs(step, own))) step = (step + 1) / 2;
-  const auto bytes = needs(step, own);
-  TORCH_CHECK(fits(bytes), "linear_small: rows of ", work.k, " values do not fit into shared memory");
-  work.late = late && bytes.fixed + bytes.unit > room;
-  work.units_of_pass = work.late ? 1 : static_cast<int>(std::min<size_t>(work.units_of_block, (room - bytes.fixed) / bytes.unit));
-  for (int64_t first = 0; first < t; first += step) {
-    work.tokens = static_cast<int>(std::min(step, t - first));
-    work.x = halves(x) + first * work.k;
-    work.residual = residual.has_value() ? halves(*residual) + first * n : nullptr;
-    work.y = logits ? nullptr : halves(y) + first * n;
-    work.logits = logits ? static_cast<float*>(y.data_ptr()) + first * n : nullptr;
-    check(exltui::linear_small(work, stream.stream(), device.overlap), "linear_small");
+  work.residual = halves(residual);
+  work.y = logits ? nullptr : halves(y);
+  work.logits = logits ? static_cast<float*>(y.data_ptr()) : nullptr;
+  work.x = halves(input);
+  const bool small = t <= exltui::kSmallTokens && exltui::linear_small_takes(work.panels, work.panel_count);
+  if (t == 1) {  // the kernel normalises and orders x itself
+    work.norm = floats(norm, "linear_small", "norm");
+    if (small && run_small(work, t, order_of(order, work.k, "linear_small"), true, device)) return y;
+    if (!small) {
+      run_mixed(work, t, order_of(places, work.k, "linear_small"), device);
+      return y;
+    }
+    work.norm = nullptr;
+  }
+  Tensor x = input;
+  if (order.has_value() || norm.has_value()) {
+    const auto kind = norm.has_value() ? exltui::RowNorm::kRms : exltui::RowNorm::kNone;
+    x = norm_rows(input, norm, std::nullopt, order, scalars[0], scalars[1], static_cast<int64_t>(kind));
+  }
+  work.x = halves(x);
+  if (small) {
+    run_small(work, t, nullptr, false, device);
+  } else {
+    run_mixed(work, t, nullptr, device);
   }
   return y;
 }
@@ -392,8 +440,8 @@ void sample(const Tensor& logits, const Tensor& params, const Tensor& points, co
 
 TORCH_LIBRARY(exltui_cuda, m) {
   m.def(
-      "linear_small(Tensor x, Tensor[] words, Tensor[] scales, int[] fields, Tensor? order, Tensor? norm, Tensor? bias, Tensor? bias_up, "
-      "Tensor? residual, float[] scalars, int activation, bool gated, int n, bool logits) -> Tensor");
+      "linear_small(Tensor x, Tensor[] words, Tensor[] scales, int[] fields, Tensor? order, Tensor? places, Tensor? norm, Tensor? bias, "
+      "Tensor? bias_up, Tensor? residual, float[] scalars, int activation, bool gated, int n, bool logits) -> Tensor");
   m.def("dequantise(Tensor(a!) y, Tensor[] words, Tensor[] scales, int[] fields, int first, int columns) -> ()");
   m.def("norm_rows(Tensor x, Tensor? weight, Tensor? bias, Tensor? order, float eps, float offset, int norm) -> Tensor");
   m.def("embed(Tensor tokens, Tensor table, float scale) -> Tensor");

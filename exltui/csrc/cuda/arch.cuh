@@ -152,6 +152,39 @@ __device__ __forceinline__ void prefetch_line(const void* address) {
 #endif
 }
 
+// Copies of 16 bytes from global to shared memory that run beside the lane that asked for them. commit_copies() closes a group of a
+// lane's copies; wait_copies() waits until all but its `pending` newest groups have arrived. Other lanes see them after a barrier.
+__device__ __forceinline__ void copy_16(void* shared, const void* global) {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
+#else
+  *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(global);
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_copies(int pending) {  // more than two count as two
+  if (pending >= 2) {
+    wait_copies<2>();
+  } else if (pending == 1) {
+    wait_copies<1>();
+  } else {
+    wait_copies<0>();
+  }
+}
+
 // Read what another block of this launch has written (past the first-level cache, which may hold an older copy).
 template <typename T>
 __device__ __forceinline__ T load_shared_by_blocks(const T* address) {

@@ -14,16 +14,13 @@ constexpr int kPageTokens = 256;
 
 enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3 };
 
-// ---- linear_small: 1-8 tokens times one or several matrices
+// ---- products of few tokens with one or several matrices: linear_small where all have one bit width, linear_mixed else
 
-constexpr int kLinearSmallWarps = 16;
 constexpr int kMaxPanels = 18;    // three fused matrices of six bit widths
-constexpr int kMaxTokens = 8;     // columns of one tensor-core product
 constexpr int kDenseBits = 16;    // "bits" of an fp16 panel
-constexpr int kStepTiles = 4;
 constexpr int kGptqBits = 20;     // 4-bit codes with a zero point for every group and column
 
-// With more than one token x is normalised and in stored order already (norm_rows): `norm` and `order` are null.
+__host__ __device__ __forceinline__ constexpr int code_bits(int bits) { return bits == kGptqBits ? 4 : bits; }
 
 // A run of k-tiles of one matrix with one bit width. A tile is 32 out-features by 32 in-features; tiles of a column of tiles are
 // adjacent, columns follow each other (layout inside a tile: engine/ops/cuda_layout.py). An fp16 panel lies in plain rows instead.
@@ -32,7 +29,7 @@ struct Panel {
   const __half* scales;   // [columns, tiles >> group_shift, 8, 4] (GPTQ: [.., 8, 8], the last 4 are 8 - zero); null when dense
   int bits;               // 2, 3, 4, 5, 6, 8, kDenseBits or kGptqBits
   int tiles;              // k-tiles in the panel
-  int steps;              // of a warp through a column: each of one tile, or of kStepTiles that share their scales
+  int steps;              // of a warp through a column; how many tiles a step has is the kernel's business
   int columns;            // n-tiles
   int group_shift;        // log2 of the tiles that share one row of scales
   int first_tile;         // the panel's first k-tile within x (stored order)
@@ -43,15 +40,15 @@ struct Panel {
   int total;              // cost of a column in all panels of its matrix
 };
 
-struct LinearSmall {
+// With more than one token x is normalised and in stored order already (norm_rows): `norm`, and `order` or `places`, are null.
+struct Product {
   Panel panels[kMaxPanels];
   int panel_count;
   int units;             // output units of 32
-  int tokens;            // t <= kMaxTokens
+  int tokens;
   int k;                 // in-features of x
   int k_padded;          // a multiple of 32
   const __half* x;       // [t, k]
-  const uint16_t* order; // [k] in-feature of each stored row, or null: x is in stored order
   const float* norm;     // [k] RMS norm weight, or null: x as it is
   float eps;
   float norm_offset;     // added to the norm weight
@@ -67,6 +64,14 @@ struct LinearSmall {
   float* logits;         // [t, n], or null
   int units_of_block;    // consecutive units of a block
   int units_of_pass;     // of these, as many as shared memory has room for the sums of
+};
+
+constexpr int kLinearSmallWarps = 16;
+constexpr int kSmallTokens = 8;  // columns of one tensor-core product
+constexpr int kStepTiles = 4;    // of a step; fp16 panels: one tile a step
+
+struct LinearSmall : Product {
+  const uint16_t* order; // [k] in-feature of each stored row, or null: x is in stored order
   int late;              // 1: sums take the place of x, where shared memory is too small for both (linear_small_late)
   int sums_at;           // set by the launch: where in shared memory these lie
 };
@@ -77,11 +82,41 @@ struct LinearSmallShared {
 };
 LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts);
 
+// Whether linear_small takes such panels: one width, in whole steps.
+inline bool linear_small_takes(const Panel* panels, int count) {
+  for (int i = 0; i < count; ++i) {
+    const bool whole = panels[i].tiles % kStepTiles == 0 && panels[i].group_shift >= 2;
+    if (panels[i].bits != panels[0].bits || (panels[i].bits != kDenseBits && !whole)) return false;
+  }
+  return true;
+}
+
 // Whether the sums may wait for the end of the block: it has one unit of one panel, and every warp a share of it.
 inline bool linear_small_late(const LinearSmall& work) {
   return work.panel_count == 1 && work.units_of_block == 1 && work.panels[0].steps >= kLinearSmallWarps;
 }
 cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool overlap);
+
+constexpr int kMixedTokens = 16;  // twice the columns of a product
+
+// Tiles of a step of linear_mixed; the last step of a panel may have fewer.
+__host__ __device__ __forceinline__ constexpr int mixed_step_tiles(int bits) { return bits == kDenseBits ? 2 : 4; }
+
+struct LinearMixed : Product {
+  const uint16_t* places;// [k] stored row of each in-feature, or null: x is in stored order
+
+  // How a block works, by plan_linear_mixed:
+  int ways;              // warps that share the k of a unit's matrix
+  int streamed;          // 1: x comes with the weights of each step, since a block would use it once, or has no room for it
+  int slots, slot_bytes; // of a warp's ring of steps
+  int scales_at, x_at;   // within a slot, after the weights
+  int ring_at, sums_at;  // within shared memory
+  int shared_bytes;
+};
+
+// Fill in how a block of a device works; false where its shared memory is too small for so many tokens.
+bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes);
+cudaError_t linear_mixed(const LinearMixed& work, cudaStream_t stream, bool overlap);
 
 // ---- dequantise: a low-bit panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
 

@@ -1,4 +1,5 @@
-// Rows norm_linear, linear_add, norm_gate_up and norm_head for 1-8 tokens: y = epilogue(norm(x) W^T), W in low-bit or fp16 panels.
+// Rows norm_linear, linear_add, norm_gate_up and norm_head for 1-8 tokens: y = epilogue(norm(x) W^T), W in low-bit or fp16 panels of one
+// width (other mixtures: linear_mixed.cu).
 //
 // How the work is cut. A block takes a few output units (32 out-features) and reads all of their weights; its sixteen warps take an equal
 // share of k each, the same for every unit, and stream it unit after unit without a barrier. Sums (fp32) of the warps meet in shared
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "product.cuh"
 #include "source.cuh"
 
 namespace exltui {
@@ -26,9 +28,6 @@ constexpr int kThreads = kLinearSmallWarps * kWarp;
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearSmall) + 15) / 16 * 16;
 constexpr int kSumsBytes = kLinearSmallWarps * sizeof(float);
-
-// Rows of x are padded by 64 bytes so that the eight rows that a product reads at once fall into different banks.
-__host__ __device__ __forceinline__ int row_stride(int k_padded) { return k_padded % 64 == 0 ? k_padded + 32 : k_padded; }
 
 __device__ __forceinline__ const LinearSmall& job() { return *reinterpret_cast<const LinearSmall*>(shared); }
 __device__ __forceinline__ float* square_sums() { return reinterpret_cast<float*>(shared + kJobBytes); }
@@ -149,20 +148,6 @@ __device__ __forceinline__ void stage_x(uint4 order) {
   __syncthreads();
 }
 
-// One finished output, to wherever this launch wants it.
-__device__ __forceinline__ void write_result(const LinearSmall& work, size_t at, int feature, float sum, float up, float residual) {
-  if (work.bias != nullptr) sum += __half2float(work.bias[feature]);
-  if (work.bias_up != nullptr) up += __half2float(work.bias_up[feature]);
-  sum = activate(sum, work.activation);
-  if (work.parts == 2) sum *= up;
-  sum = sum * work.scale + residual;
-  if (work.logits != nullptr) {
-    work.logits[at] = soft_cap(sum, work.softcap);
-  } else {
-    work.y[at] = to_half(sum);
-  }
-}
-
 // A column's sums of this warp: out-feature (lane / 4) + 8 i of the 32, tokens 2 (lane % 4) and the next.
 struct Sums {
   float value[2][4];
@@ -250,7 +235,7 @@ __device__ __forceinline__ void prefetch_columns(const Panel& panel, const Share
 // products. A step has one row of scales. `place` is where the sums of the first column go; columns that no token has hold whatever
 // token 0 gives, and nobody reads them.
 template <int kTag, int kTiles>
-__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue* prologue) {
+__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
   constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
@@ -287,9 +272,9 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
       load_scale(scale[s]);
     }
   }
-  if (prologue != nullptr && prologue->pending) {
+  if (prologue.pending) {
     if constexpr (kScaled) prefetch_columns(panel, share, column, columns, kBits * kTiles, kStages);
-    prologue->run();
+    prologue.run();
   }
 
   Sums total;
@@ -353,47 +338,7 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
   }
 }
 
-// Not inlined, so that each width has its registers to itself: inlined side by side they spill in their loops.
-template <int kTag, int kTiles>
-__device__ __noinline__ void stream_panel_apart(const Panel& panel, const Share share, int column, int columns, float* place) {
-  stream_panel<kTag, kTiles>(panel, share, column, columns, place, nullptr);
-}
-
-template <int kTag>
-__device__ __forceinline__ void stream_steps(const Panel& panel, const Share share, int column, int columns, float* place) {
-  if (panel.steps * kStepTiles == panel.tiles) {
-    stream_panel_apart<kTag, kStepTiles>(panel, share, column, columns, place);
-  } else {
-    stream_panel_apart<kTag, 1>(panel, share, column, columns, place);
-  }
-}
-
-__device__ __forceinline__ void stream_any_panel(const Panel& panel, const Share share, int column, int columns, float* place) {
-  switch (panel.bits) {
-    case 2: stream_steps<2>(panel, share, column, columns, place); break;
-    case 3: stream_steps<3>(panel, share, column, columns, place); break;
-    case 4: stream_steps<4>(panel, share, column, columns, place); break;
-    case 5: stream_steps<5>(panel, share, column, columns, place); break;
-    case 6: stream_steps<6>(panel, share, column, columns, place); break;
-    case 8: stream_steps<8>(panel, share, column, columns, place); break;
-    case kGptqBits: stream_steps<kGptqBits>(panel, share, column, columns, place); break;
-    default: stream_panel_apart<kDenseBits, 1>(panel, share, column, columns, place); break;
-  }
-}
-
-// In a mixture x is staged before the first loads, which would have to live across it in every width's function: lines alone come ahead.
-__device__ __forceinline__ void prefetch_first(const LinearSmall& work, int unit, int warp) {
-  for (int i = 0; i < work.panel_count; ++i) {
-    const Panel& panel = work.panels[i];
-    const Share share(panel, warp);
-    const int column = unit - panel.first_unit;
-    if (panel.bits == kDenseBits || column < 0 || column >= panel.columns || share.from >= share.to) continue;
-    const int lines = (panel.bits == kGptqBits ? 4 : panel.bits) * (panel.tiles / panel.steps);
-    prefetch_columns(panel, share, column, min(work.units_of_block, panel.columns - column), lines, 0);
-  }
-}
-
-// kTag: the one width of all panels, whose steps are kTiles tiles, or 0 for a mixture.
+// kTag: the width of all panels, whose steps are kTiles tiles.
 template <int kTag, int kTiles>
 __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small_kernel(EXLTUI_PARAMETER LinearSmall parameters) {
   let_next_start();
@@ -409,10 +354,6 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
     const int line = blockIdx.x + gridDim.x * threadIdx.x;
     if (line < work.k / 32) prefetch_line(work.norm + line * 32);
   }
-  if constexpr (kTag == 0) {
-    prefetch_first(work, blockIdx.x * work.units_of_block, warp);
-    prologue.run();
-  }
   for (int first = blockIdx.x * work.units_of_block; first < end; first += work.units_of_pass) {
     const int units = min(work.units_of_pass, end - first);
     if (!work.late) clear_sums(work, units);
@@ -423,11 +364,7 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
       if (columns <= 0 || share.from >= share.to) continue;
       const int slot = (column + panel.first_unit - first) * work.parts + panel.part;
       float* place = warp_sums(work) + static_cast<size_t>(slot * kLinearSmallWarps + warp) * work.tokens * 32;
-      if constexpr (kTag != 0) {
-        stream_panel<kTag, kTiles>(panel, share, column, columns, place, &prologue);
-      } else {
-        stream_any_panel(panel, share, column, columns, place);
-      }
+      stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
     }
     if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
     write_units(work, first, units);
@@ -437,13 +374,7 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
 
 using Kernel = void (*)(LinearSmall);
 
-// The kernel of these panels' common width in whole steps, or the one for mixtures.
-Kernel choose(const LinearSmall& work) {
-  const int bits = work.panels[0].bits, whole = bits == kDenseBits ? 1 : kStepTiles;
-  for (int i = 0; i < work.panel_count; ++i) {
-    const Panel& panel = work.panels[i];
-    if (panel.bits != bits || panel.tiles != panel.steps * whole) return linear_small_kernel<0, 1>;
-  }
+Kernel choose(int bits) {
   switch (bits) {
     case 2: return linear_small_kernel<2, kStepTiles>;
     case 3: return linear_small_kernel<3, kStepTiles>;
@@ -471,7 +402,7 @@ cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool over
   LinearSmall placed = work;
   placed.sums_at = work.late ? kJobBytes + kSumsBytes : static_cast<int>(needs.fixed);
   const size_t bytes = work.late ? std::max(needs.fixed, kJobBytes + kSumsBytes + needs.unit) : needs.fixed + needs.unit * work.units_of_pass;
-  const Kernel kernel = choose(work);
+  const Kernel kernel = choose(work.panels[0].bits);
   const cudaError_t status = allow_shared(kernel, bytes);
   if (status != cudaSuccess) return status;
   const int blocks = (work.units + work.units_of_block - 1) / work.units_of_block;

@@ -1,6 +1,6 @@
 """The rows of the op table on NVIDIA (and, through hipify, AMD) GPUs.
 
-Up to ``SMALL_ROWS`` tokens a product runs as one kernel that reads the packed weights, with the norm before and the residual, gate or
+Up to ``SMALL_ROWS`` tokens a product runs as a kernel that reads the packed weights, with the norm before and the residual, gate or
 soft cap after it inside. More tokens take the weights through fp16 and cuBLAS. Every function takes the arguments of its reference and
 hands calls that its kernels do not cover (attention sinks, M-RoPE, other than f16 activations) to the reference.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from exltui.engine.ops import cuda_sample, references
-from exltui.engine.ops.cuda_layout import DENSE_BITS, TILE, Packed
+from exltui.engine.ops.cuda_layout import DENSE_BITS, TILE, Packed, inverse_order
 from exltui.engine.ops.references import expect
 from exltui.engine.ops.table import register_native
 from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
 
-SMALL_ROWS = 32  # eight a pass; four passes over the packed weights still beat dequantise + cuBLAS (docs/cuda.md)
+SMALL_ROWS = 32  # up to eight, or sixteen, a pass; two passes over the packed weights still beat dequantise + cuBLAS (docs/cuda.md)
 DECODE_ROWS = 8  # query tokens of a sequence that the decode attention takes one by one
 SLAB = 1 << 27  # fp16 values of dequantised weights at a time: 256 MB
 ATTEND_DIMS = (64, 128, 256)
@@ -85,17 +85,19 @@ def _product(
     scale: float = 1.0,
     head: float | None = None,
 ) -> Tensor:
-    """One pass of linear_small for each eight rows -> f16 [t, n], or f32 logits with ``head`` as their soft cap (0: none)."""
+    """Passes over the packed weights -> f16 [t, n], or f32 logits with ``head`` as their soft cap (0: none)."""
     if norm is not None and norm.kind == "layer":
         x, norm = _norm_rows(x, norm, None), None
     gated = activation is not None and len(weights) == 2
     words, scales, fields = _panels(weights, gated=gated)
+    order = _order(weights[0])
     return _native.linear_small(
         x.contiguous(),
         words,
         scales,
         fields,
-        _order(weights[0]),
+        order,
+        None if order is None else inverse_order(order),
         None if norm is None else norm.weight,
         weights[0].bias if gated else _joined_bias(weights),
         weights[1].bias if gated else None,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from exltui.errors import ModelError
 
@@ -203,6 +204,19 @@ def pack_scales(scales: Tensor, zeros: Tensor | None = None) -> Tensor:
 
 # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+_inverses = WeakTensorKeyDictionary()
+
+
+def inverse_order(order: Tensor) -> Tensor:
+    """The stored row [k] of each in-feature, u16 bits in an i16 tensor. Made once for an order, at loading: a graph must not capture it."""
+    if order not in _inverses:
+        inverse = torch.empty_like(order)
+        rows = torch.arange(order.numel(), dtype=torch.int32, device=order.device)
+        inverse[order.long() & 0xFFFF] = rows.to(torch.int16)
+        _inverses[order] = inverse
+    return _inverses[order]
+
+
 _orders: weakref.WeakValueDictionary[tuple[bytes, torch.device], Tensor] = weakref.WeakValueDictionary()
 
 
@@ -221,4 +235,5 @@ def shared_order(permutation: Tensor, device: torch.device) -> Tensor | None:
     known = _orders.get(key)
     if known is None:
         known = _orders[key] = order.to(device)
+        inverse_order(known)
     return known

@@ -1,0 +1,362 @@
+// The rows of linear_small.cu where its kernel does not suit: panels of several bit widths, groups of fewer than 128 rows, or 9-16 tokens.
+//
+// How the work is cut. A block takes a few output units (32 out-features). Each of its warps takes some of them and a share of k, and
+// streams that in steps of four tiles through a ring of its own in shared memory: asynchronous copies run ahead, whatever the width of
+// the step, and no warp waits for another before the end. Sums (fp32) of the warps that share a unit meet in shared memory and are added
+// in the order of the warps: no atomic sums, no traffic between blocks, and the result depends on the inputs alone.
+//
+// What bounds it: instructions. A step costs some 380, a hundred of them for the ring, where linear_small with its weights in registers
+// takes 230; reading the weights once is next. Tokens are eight columns of a product each, and unpacked weights serve all of them.
+#include <algorithm>
+
+#include "mixed_ring.cuh"
+
+namespace exltui {
+namespace {
+
+// A column's sums of this warp: out-feature (lane / 4) + 8 i of the 32, tokens 2 (lane % 4) and the next of each eight.
+template <int kGroups>
+struct Sums {
+  float value[kGroups][2][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 8 * kGroups; ++i) value[i / 8][i / 4 % 2][i % 4] = 0.0f;
+  }
+
+  // To their place in shared memory: [t, 32], the four rows of a lane side by side.
+  __device__ __forceinline__ void store(float* place, int tokens) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const int token = i / 2 * 8 + 2 * (lane % 4) + i % 2;
+      if (token >= tokens) continue;
+      const float(&v)[2][4] = value[i / 2];
+      reinterpret_cast<float4*>(place + token * 32)[lane / 4] = make_float4(v[0][i % 2], v[0][2 + i % 2], v[1][i % 2], v[1][2 + i % 2]);
+    }
+  }
+};
+
+// Where a lane finds its x of each eight tokens: 16 bytes of each tile of 64.
+template <int kGroups>
+struct Rows {
+  const unsigned char* at[kGroups];
+  int swap;  // tiles 2i and 2i + 1 of the step lie swapped
+
+  __device__ __forceinline__ uint4 tile(int group, int index) const { return *reinterpret_cast<const uint4*>(at[group] + (index ^ swap) * 64); }
+};
+
+// The results of the block's units [first, first + units), once all warps have stored their sums. A residual is on its way while they do.
+__device__ __forceinline__ void write_units(const LinearMixed& work, int first, int units) {
+  const int values = work.tokens * 32, ways = work.ways;
+  bool waits = true;
+  for (int base = 0; base < units * values; base += kThreads) {
+    const int at = base + threadIdx.x, unit = at / values, place = at % values, row = place % 32;
+    const int feature = (static_cast<int>(blockIdx.x) * work.units_of_block + first + unit) * 32 + row % 4 * 8 + row / 4;
+    const bool exists = at < units * values && feature < work.n;
+    const size_t target = static_cast<size_t>(place / 32) * work.n + feature;
+    float residual = 0.0f;
+    if (exists && work.residual != nullptr) residual = __half2float(work.residual[target]);
+    if (waits) __syncthreads();
+    waits = false;
+    if (!exists) continue;
+    const float* sums = reinterpret_cast<const float*>(shared + work.sums_at) + static_cast<size_t>(unit) * work.parts * ways * values + place;
+    float sum = 0.0f, up = 0.0f;
+    for (int way = 0; way < ways; ++way) sum += sums[way * values];
+    if (work.parts == 2) {
+      for (int way = 0; way < ways; ++way) up += sums[(ways + way) * values];
+    }
+    write_result(work, target, feature, sum, up, residual);
+  }
+}
+
+// A lane's registers of tile `index` of a slot.
+template <int kBits>
+__device__ __forceinline__ void read_tile(const unsigned char* slot, int index, int lane, uint32_t (&w)[kBits]) {
+  if constexpr (kBits == kDenseBits) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * i, piece = index * 4 + lane % 4;
+      const uint4 v = *reinterpret_cast<const uint4*>(slot + row * 128 + (piece ^ (row % 2 * 4)) * 16);
+      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
+    }
+  } else {
+    const uint32_t* tile = reinterpret_cast<const uint32_t*>(slot) + index * (kBits * kWarp);
+#pragma unroll
+    for (int i = 0; i + 4 <= kBits; i += 4) {
+      const uint4 v = reinterpret_cast<const uint4*>(tile + i * kWarp)[lane];
+      w[i] = v.x, w[i + 1] = v.y, w[i + 2] = v.z, w[i + 3] = v.w;
+    }
+    constexpr int kAfterQuads = kBits / 4 * 4;
+    if constexpr (kBits % 4 >= 2) {
+      const uint2 v = reinterpret_cast<const uint2*>(tile + kAfterQuads * kWarp)[lane];
+      w[kAfterQuads] = v.x, w[kAfterQuads + 1] = v.y;
+    }
+    if constexpr (kBits % 2 == 1) w[kBits - 1] = tile[(kBits - 1) * kWarp + lane];
+  }
+}
+
+// kTiles tiles of a slot from `first` on, which share a row of scales, times x.
+template <int kTag, int kTiles, int kGroups>
+__device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int first, const unsigned char* scales, const Rows<kGroups>& x,
+                                               Sums<kGroups>& total) {
+  constexpr bool kZeros = kTag == kGptqBits;
+  constexpr int kBits = code_bits(kTag);
+  constexpr int kChains = kGroups == 1 ? 2 : 1;  // sums of each half of a tile's k, so that products wait less for each other
+  constexpr uint32_t kOnes = 0x3c003c00u;
+  const int lane = threadIdx.x % kWarp;
+  float sums[kGroups][kChains][2][4];
+  float x_sums[kGroups][4];  // of x, for zero points: rows of ones times x
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+    for (int i = 0; i < 8 * kChains; ++i) sums[g][i / 8][i / 4 % 2][i % 4] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x_sums[g][i] = 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    uint32_t w[kBits], a[16];
+    read_tile<kBits>(slot, first + i, lane, w);
+    unpack<kBits>(w, a);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const uint4 b = x.tile(g, first + i);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[g][0][m], {a[8 * m], a[8 * m + 1], a[8 * m + 2], a[8 * m + 3]}, b.x, b.y);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_16x8x16(sums[g][kChains - 1][m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
+      }
+      if constexpr (kZeros) {
+        multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
+        multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
+      }
+    }
+  }
+  float of_row[4] = {1.0f, 1.0f, 1.0f, 1.0f}, zero[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  if constexpr (kBits != kDenseBits) {
+    const uint2 word = *reinterpret_cast<const uint2*>(scales + lane / 4 * (kZeros ? 16 : 8));
+    const float2 low = __half22float2(as_half2(word.x)), high = __half22float2(as_half2(word.y));
+    of_row[0] = low.x, of_row[1] = low.y, of_row[2] = high.x, of_row[3] = high.y;
+  }
+  if constexpr (kZeros) {
+    const uint2 word = *reinterpret_cast<const uint2*>(scales + lane / 4 * 16 + 8);
+    const float2 low = __half22float2(as_half2(word.x)), high = __half22float2(as_half2(word.y));
+    zero[0] = low.x, zero[1] = low.y, zero[2] = high.x, zero[3] = high.y;
+  }
+#pragma unroll
+  for (int i = 0; i < 8 * kGroups; ++i) {
+    const int g = i / 8, m = i / 4 % 2, j = i % 4;
+    float sum = sums[g][0][m][j];
+    if constexpr (kChains == 2) sum += sums[g][1][m][j];
+    if constexpr (kZeros) sum += zero[2 * m + j / 2] * x_sums[g][j % 2];
+    total.value[g][m][j] += of_row[2 * m + j / 2] * sum;
+  }
+}
+
+// A step of `tiles` tiles.
+template <int kTag, int kGroups>
+__device__ __forceinline__ void multiply_step(const unsigned char* slot, const unsigned char* scales, int tiles, int group_shift,
+                                              const Rows<kGroups>& x, Sums<kGroups>& total) {
+  if (tiles == mixed_step_tiles(kTag) && (kTag == kDenseBits || group_shift >= 2)) {
+    multiply_tiles<kTag, mixed_step_tiles(kTag)>(slot, 0, scales, x, total);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < tiles; ++i) {
+    multiply_tiles<kTag, 1>(slot, i, scales + (group_shift >= 2 ? 0 : i >> group_shift) * scale_row_bytes(kTag), x, total);
+  }
+}
+
+template <int kGroups>
+__device__ __forceinline__ void multiply_any(int bits, const unsigned char* slot, int tiles, int group_shift, const Rows<kGroups>& x,
+                                             Sums<kGroups>& total) {
+  const unsigned char* scales = slot + job().scales_at;
+  switch (bits) {
+    case 2: multiply_step<2>(slot, scales, tiles, group_shift, x, total); break;
+    case 3: multiply_step<3>(slot, scales, tiles, group_shift, x, total); break;
+    case 4: multiply_step<4>(slot, scales, tiles, group_shift, x, total); break;
+    case 5: multiply_step<5>(slot, scales, tiles, group_shift, x, total); break;
+    case 6: multiply_step<6>(slot, scales, tiles, group_shift, x, total); break;
+    case 8: multiply_step<8>(slot, scales, tiles, group_shift, x, total); break;
+    case kGptqBits: multiply_step<kGptqBits>(slot, scales, tiles, group_shift, x, total); break;
+    default: multiply_step<kDenseBits>(slot, scales, tiles, group_shift, x, total); break;
+  }
+}
+
+// kGroups: of eight tokens.
+template <int kGroups>
+__global__ void __launch_bounds__(kThreads, 1) linear_mixed_kernel(EXLTUI_PARAMETER LinearMixed parameters) {
+  let_next_start();
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearMixed) / 4); i += kThreads) {
+    reinterpret_cast<uint32_t*>(shared)[i] = reinterpret_cast<const uint32_t*>(&parameters)[i];
+  }
+  __syncthreads();
+  const LinearMixed& work = job();
+  for (int i = threadIdx.x; i < work.panel_count * kWarps; i += kThreads) {
+    const Panel& panel = work.panels[i / kWarps];
+    const int way = i % kWarps;
+    if (way < work.ways) shares()[i] = Share{share_start(panel, way, work.ways), share_start(panel, way + 1, work.ways)};
+  }
+  __syncthreads();
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, row = lane / 4;
+  const int slots = work.slots, slot_bytes = work.slot_bytes, columns = columns_of_block(work);
+  const bool streamed = work.streamed;
+  const Part part(work, warp);
+  unsigned char* ring = shared + work.ring_at + static_cast<size_t>(warp) * slots * slot_bytes;
+
+  // The ring is filled with weights before the kernel before has ended.
+  Feed feed(part);
+  const Feed start = feed;
+  for (int s = 0; s < slots; ++s) {
+    feed.next(ring + s * slot_bytes, true, false);
+    if (!streamed) commit_copies();
+  }
+  if (streamed) {
+    wait_for_previous();
+    Feed again = start;
+    for (int s = 0; s < slots; ++s) {
+      again.next(ring + s * slot_bytes, false, true);
+      commit_copies();
+    }
+  } else {
+    if (work.norm == nullptr && work.places == nullptr) {
+      wait_for_previous();
+      stage_plain(work);
+    } else {
+      Staging staging;
+      staging.load_weights(work, 0);
+      wait_for_previous();
+      staging.run(work);
+    }
+    for (int piece = work.k / 8 + threadIdx.x; piece < work.k_padded / 8; piece += kThreads) {
+      for (int token = 0; token < work.tokens; ++token) {
+        reinterpret_cast<uint4*>(staged_x() + static_cast<size_t>(token) * row_stride(work.k_padded))[piece] = make_uint4(0u, 0u, 0u, 0u);
+      }
+    }
+    __syncthreads();
+  }
+
+  Rows<kGroups> x_rows;  // within shared memory, or where x is streamed within a slot
+  x_rows.swap = streamed ? row % 2 : 0;
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    // Columns that no token has hold whatever another gives, and nobody reads them.
+    const int token = 8 * g + row < work.tokens ? 8 * g + row : row % 2 < work.tokens ? row % 2 : 0;
+    x_rows.at[g] = (streamed ? shared + work.x_at + token * kStreamedPitch : shared + kStagedAt + static_cast<size_t>(token) * row_stride(work.k_padded) * 2) + lane % 4 * 16;
+  }
+  unsigned char *slot = ring, *free = nullptr, *const ring_end = ring + slots * slot_bytes;
+  int column = part.first;
+  for (int pass = 0; pass < columns; pass += work.units_of_pass * work.parts) {
+    const int pass_end = min(pass + work.units_of_pass * work.parts, columns);
+    for (; column < pass_end; column += part.stride) {
+      Sums<kGroups> total;
+      total.clear();
+      for (int i = 0; i < work.panel_count; ++i) {
+        const Panel& panel = work.panels[i];
+        if (column_of(work, panel, column) < 0) continue;
+        const Share share = part.share(i);
+        const int bits = panel.bits, shift = panel.group_shift;
+        for (int step = share.from; step < share.to; ++step) {
+          wait_copies(slots - 2);
+          sync_warp();  // all lanes' copies are there, and all lanes have done with the slot before
+          if (free != nullptr) {
+            feed.next(free, true, streamed);
+            commit_copies();
+          }
+          const int first = step * mixed_step_tiles(bits);
+          const ptrdiff_t away = streamed ? slot - shared : (panel.first_tile + first) * 64;
+          Rows<kGroups> x = x_rows;
+#pragma unroll
+          for (int g = 0; g < kGroups; ++g) x.at[g] += away;
+          multiply_any(bits, slot, min(mixed_step_tiles(bits), panel.tiles - first), shift, x, total);
+          free = slot;
+          slot += slot_bytes;
+          if (slot == ring_end) slot = ring;
+        }
+      }
+      total.store(reinterpret_cast<float*>(shared + work.sums_at) + static_cast<size_t>((column - pass) * work.ways + part.way) * work.tokens * 32,
+                  work.tokens);
+    }
+    write_units(work, pass / work.parts, (pass_end - pass) / work.parts);
+    if (pass_end < columns) __syncthreads();
+  }
+}
+
+using Kernel = void (*)(LinearMixed);
+
+constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+
+// Slots of each warp's ring in `bytes` of shared memory beside `fixed` and the sums.
+int slots_in(const LinearMixed& work, int bytes, int fixed, int unit_sums) {
+  return std::min((bytes - fixed - unit_sums * work.units_of_pass) / (kWarps * work.slot_bytes), kMaxSlots);
+}
+
+bool plan_with(LinearMixed& work, int shared_bytes, bool streamed) {
+  int weights = 0, scales = 0;
+  for (int i = 0; i < work.panel_count; ++i) {
+    const Panel& panel = work.panels[i];
+    weights = std::max(weights, step_bytes(panel.bits));
+    const int rows = panel.group_shift >= 2 ? 1 : mixed_step_tiles(panel.bits) >> panel.group_shift;
+    if (panel.bits != kDenseBits) scales = std::max(scales, rows * scale_row_bytes(panel.bits));
+  }
+  work.streamed = streamed;
+  work.scales_at = weights, work.x_at = weights + scales;
+  work.slot_bytes = work.x_at + (streamed ? work.tokens * kStreamedPitch : 0);
+  const int x_bytes = streamed ? 0 : work.tokens * row_stride(work.k_padded) * static_cast<int>(sizeof(__half));
+  const int fixed = round_up(kStagedAt + x_bytes, 16), unit_sums = work.parts * work.ways * work.tokens * 32 * static_cast<int>(sizeof(float));
+  const int together = std::max(kWarps / work.ways / work.parts, 1);  // a pass has whole rounds of the warps
+  work.units_of_pass = work.units_of_block;
+  while ((work.slots = slots_in(work, shared_bytes, fixed, unit_sums)) < 3 && work.units_of_pass > together) {
+    work.units_of_pass = (work.units_of_pass - 1) / together * together;
+  }
+  if (work.slots < 2) return false;
+  work.ring_at = fixed;
+  work.sums_at = fixed + kWarps * work.slots * work.slot_bytes;
+  work.shared_bytes = work.sums_at + unit_sums * work.units_of_pass;
+  return true;
+}
+
+}  // namespace
+
+bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes) {
+  for (int i = 0; i < work.panel_count; ++i) {
+    Panel& panel = work.panels[i];
+    panel.steps = (panel.tiles + mixed_step_tiles(panel.bits) - 1) / mixed_step_tiles(panel.bits);
+    panel.cost = code_bits(panel.bits) * mixed_step_tiles(panel.bits);
+  }
+  const auto costs = [&](const Panel& of, int count) {  // of a column of the same matrix in the first `count` panels
+    int sum = 0;
+    for (int i = 0; i < count; ++i) {
+      const Panel& panel = work.panels[i];
+      if (panel.first_unit == of.first_unit && panel.part == of.part) sum += panel.steps * panel.cost;
+    }
+    return sum;
+  };
+  for (int i = 0; i < work.panel_count; ++i) {
+    work.panels[i].start = costs(work.panels[i], i);
+    work.panels[i].total = costs(work.panels[i], work.panel_count);
+  }
+  work.units_of_block = (work.units + multiprocessors - 1) / multiprocessors;
+  // As few warps to a unit's k as keep all warps equally busy, within 4%.
+  const int columns = work.units_of_block * work.parts;
+  for (work.ways = 1; work.ways < kWarps; work.ways *= 2) {
+    const int shares = columns * work.ways;
+    if (round_up(shares, kWarps) * 25 <= shares * 26) break;
+  }
+  const bool can_stream = work.tokens > 1 && work.places == nullptr && work.norm == nullptr && work.k % 32 == 0;
+  if (can_stream && columns == 1 && plan_with(work, shared_bytes, true)) return true;
+  return plan_with(work, shared_bytes, false) || (can_stream && plan_with(work, shared_bytes, true));
+}
+
+cudaError_t linear_mixed(const LinearMixed& work, cudaStream_t stream, bool overlap) {
+  if ((work.places != nullptr || work.norm != nullptr) && work.tokens != 1) return cudaErrorInvalidValue;
+  const Kernel kernel = work.tokens > 8 ? linear_mixed_kernel<2> : linear_mixed_kernel<1>;
+  const cudaError_t status = allow_shared(kernel, work.shared_bytes);
+  if (status != cudaSuccess) return status;
+  const int blocks = (work.units + work.units_of_block - 1) / work.units_of_block;
+  return start(kernel, Launch{dim3(blocks), dim3(kThreads), static_cast<size_t>(work.shared_bytes), stream, overlap}, work);
+}
+
+}  // namespace exltui
