@@ -103,13 +103,15 @@ def check_fused() -> None:
         report(f"linear_small gate and up, {activation}", nmse(y, function(g) * u), 1e-6)
 
 
-def check_dequantise() -> None:
+def check_dequantise(small: bool = False) -> None:
     for widths in ([(8, 32), (6, 64), (5, 96), (4, 128), (3, 96), (2, 96)], [(GPTQ_TAG, 512)]):
         weight = random_weight(1056, widths)
         ((order, slab),) = cuda._slabs((weight,))
         found = torch.empty_like(slab)
         found[:, order.long() & 0xFFFF] = slab
         report(f"dequantise, values that differ, {widths[0][0]}", float((found != weight.dense()).sum()), 0)
+    if small:  # under racecheck cuBLAS's product faults on an H200
+        return
     weights = [random_weight(512, [(4, 1024)]) for _ in range(2)]
     x = torch.randn(100, 1024, device=DEVICE).half()
     expected = torch.cat([x.double() @ w.dense().double().T for w in weights], dim=-1)
@@ -194,7 +196,7 @@ def check(small: bool) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # also fills new tensors with NaN, so an unwritten output shows
     with torch.inference_mode():
         check_rows()
-        check_dequantise()
+        check_dequantise(small)
         check_linear(small)
         check_attention(small)
     torch.cuda.synchronize()

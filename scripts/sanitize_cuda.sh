@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# compute-sanitizer's memcheck and racecheck over the CUDA kernels of exltui on small cases, but for repack.cu: benchmarks/gpu.py --check
-# --small, and the op cases of the rows that it does not call. Needs an NVIDIA GPU and the CUDA toolkit. Kernels of torch and cuBLAS run,
+# compute-sanitizer's memcheck and racecheck over the CUDA kernels of exltui on small cases: benchmarks/gpu.py --check --small, and the
+# tests of the kernels that it does not call. Needs an NVIDIA GPU and the CUDA toolkit. Kernels of torch and cuBLAS run,
 # but are not watched. Fails on the first tool that finds an error.
 #
 #     bash scripts/sanitize_cuda.sh
@@ -15,6 +15,6 @@ for tool in memcheck racecheck; do
   "$sanitizer" --tool "$tool" --kernel-name kernel_substring=exltui --error-exitcode 1 --print-limit 10 \
     "$python" benchmarks/gpu.py --check --small | grep -v '^ok'
   "$sanitizer" --tool "$tool" --kernel-name kernel_substring=exltui --error-exitcode 1 --print-limit 10 \
-    "$python" -m pytest -q -p no:xdist tests/test_ops.py tests/test_cuda_sample.py \
-    -k "cuda and (experts or route or lora or norm_add or normed or activate or formulas or ties)"
+    "$python" -m pytest -q -p no:xdist tests/test_ops.py tests/test_cuda_sample.py tests/test_cuda_layout.py \
+    -k "cuda and (experts or route or lora or norm_add or normed or activate or formulas or ties or repacks)"
 done

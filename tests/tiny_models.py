@@ -49,7 +49,7 @@ def make(
             if parameter.dim() == 1 or "norm.weight" in name:  # ones and zeros would hide a norm or bias that is never read
                 parameter.copy_(torch.rand_like(parameter) + (0.5 if "norm" in name or ".ln_" in name else -0.5))
             elif "bias" in name or "experts" in name or "router" in name or name.endswith("gate.weight"):
-                parameter.normal_(0, 0.2)  # left at zero, or as torch.empty has it, by some families
+                parameter.normal_(0, 2 * config.initializer_range)  # left at zero, or as torch.empty has it, by some families
         for name, buffer in model.named_buffers():
             if "correction" in name:
                 buffer.copy_(torch.rand_like(buffer) * 0.1)

@@ -284,8 +284,8 @@ class Decoder:
         ops, spec = self.ops, self.spec
         x, norm = self._narrow(x, self.final_norm)
         logits = ops.norm_head(x, norm, self.head)[:, : spec.vocab]
-        for slot, table in self.adapters.heads():
-            own = ops.norm_head(x, norm, DenseWeight(table))
+        for slot, head in self.adapters.heads():
+            own = ops.norm_head(x, norm, head)
             logits = torch.where((mix[:, slot] != 0).unsqueeze(1), own, logits)
         logits = Adapting(self.adapters, ops, mix).add(logits, x, norm, (spec.head_linear,))
         return references.capped(logits, spec.logit_scale, spec.logit_softcap)

@@ -18,6 +18,7 @@ from exltui.adapter import AdapterInfo, read_adapter
 from exltui.checkpoint import TensorInfo
 from exltui.engine.model.spec import ArchSpec, LinearSpec, MlpSpec, MoeSpec
 from exltui.engine.model.tensors import read_tensor, rename, take_rows
+from exltui.engine.model.weights.dense import DenseWeight
 from exltui.errors import ModelError
 
 Mix = tuple[tuple[int, float], ...]  # (slot, scale) of the adapters that a job uses
@@ -45,7 +46,7 @@ class Adapter:
     matrices: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     embedding: tuple[Tensor, Tensor] | None = None  # A [r, v], B [k, r]
     embed_table: Tensor | None = None  # [v, k] in place of the model's
-    head_table: Tensor | None = None
+    head: DenseWeight | None = None  # [v, k] in place of the model's
 
 
 class AdapterBank:
@@ -165,9 +166,9 @@ class AdapterBank:
                 x = x + ((a[:, ids].float().t() @ b.float().t()) * (mix[:, slot : slot + 1] * scale)).to(x.dtype)
         return x
 
-    def heads(self) -> list[tuple[int, Tensor]]:
-        """(slot, table [v, k]) of the adapters that bring a head of their own."""
-        return [(slot, adapter.head_table) for slot, adapter in self._held.items() if adapter.head_table is not None]
+    def heads(self) -> list[tuple[int, DenseWeight]]:
+        """(slot, head [v, k]) of the adapters that bring one of their own."""
+        return [(slot, adapter.head) for slot, adapter in self._held.items() if adapter.head is not None]
 
 
 class _Reader:
@@ -198,7 +199,7 @@ class _Reader:
             if name == spec.embedding:
                 adapter.embed_table = table
             if name == spec.head or (spec.tied and name == spec.embedding and spec.head not in map(self._known, info.whole)):
-                adapter.head_table = table
+                adapter.head = DenseWeight(table).prepare(self.device)
         return adapter
 
     _hint = "the adapter was made for another model"
