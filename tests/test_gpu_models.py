@@ -22,6 +22,7 @@ from torch import Tensor
 from exltui.engine.convert.rtn import write_exl2
 from exltui.engine.model.loading import Model
 from exltui.engine.model.weights.gptq import GptqWeight
+from exltui.engine.ops.cuda import ATTEND_BITS, ATTEND_DIMS
 from exltui.engine.ops.table import nmse
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
@@ -54,6 +55,9 @@ def check(
     for got, text in ((alone, 0), (torch.cat(seen[0][:-1]), 0), (torch.cat(seen[1]), 1)):
         error, limit = nmse(got, wanted[text]), limits[text]
         assert error < limit, f"NMSE {error:.1e}"
+    heads_fit = all(layer.attention.d in ATTEND_DIMS and not layer.attention.sinks for layer in model.spec.layers)
+    adapted = bool(mix) or bits not in ATTEND_BITS
+    assert adapted or bool(runner._graphs is not None and runner._graphs._captured) is heads_fit, "steps that could be graphs were not"
     return alone
 
 

@@ -84,8 +84,7 @@ def lora_add(y: Tensor, x: Tensor, norm: Norm | None, a: Tensor, b: Tensor, mix:
 
 def route(x: Tensor, norm: Norm | None, router: Any, routing: Routing) -> Tensor:
     expect("route", "k of x", x.shape[-1], router.shape[1])
-    plain = not isinstance(router, Packed) and router.weight.dtype == torch.float16 and router.shape[0] <= MAX_EXPERTS
-    if not plain or not _takes(x):
+    if not _routes(router) or not _takes(x):
         return references.route(x, norm, router, routing)
     logits = _native.row_dots(x.contiguous(), *_parts(norm), router.weight, router.bias, None)
     return _native.choose(logits, routing.correction, routing.top, routing.renormalise)
@@ -135,6 +134,15 @@ def _gate_up(x: Tensor, weights: tuple[Weight, ...], activation: Activation) -> 
     if activation in cuda.ACTIVATIONS:
         return cuda.norm_gate_up(x, None, weights, activation)
     return activate(cuda.norm_linear(x, None, weights), activation, len(weights) == 2)
+
+
+def _routes(router: Any) -> bool:
+    return not isinstance(router, Packed) and router.weight.dtype == torch.float16 and router.shape[0] <= MAX_EXPERTS
+
+
+def mixes(router: Any, experts: Sequence[Expert]) -> bool:
+    """Whether a mixture of experts runs as kernels for few tokens: such a step can be captured in a graph."""
+    return _routes(router) and fit(experts)
 
 
 def fit(experts: Sequence[Expert]) -> bool:

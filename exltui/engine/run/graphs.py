@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from exltui.engine.model.decoder import Decoder
+from exltui.engine.model.decoder import Decoder, Moe
 from exltui.engine.model.loading import Model
-from exltui.engine.model.spec import MoeSpec
 from exltui.engine.ops.cuda import DECODE_ROWS
 from exltui.engine.ops.sample import Seat
 from exltui.engine.ops.types import PAGE, Batch
@@ -203,10 +202,12 @@ class DecodeGraphs:
         if model.device.type != "cuda" or "attend" not in model.ops.native or cache.scratch is None:
             return False
         from exltui.engine.ops.cuda import decodes
+        from exltui.engine.ops.cuda_mixture import mixes
 
-        layers = model.spec.layers
-        plain = all(not isinstance(layer.mlp, MoeSpec) and not layer.attention.sinks for layer in layers)
-        return plain and not model.spec.wide_residual and all(decodes(layer.attention.d, cache.bits) for layer in layers)
+        attentions = [layer.attention for layer in model.spec.layers]
+        mixtures = [layer.mlp for layer in model.decoder.layers if isinstance(layer.mlp, Moe)]
+        attended = all(decodes(attention.d, cache.bits) and not attention.sinks for attention in attentions)
+        return attended and all(mixes(moe.router, moe.experts) for moe in mixtures)
 
     def run(self, step: Step) -> Tensor:
         """Logits [b, v] f32 of a step in which every sequence gives one token and wants its logits."""
