@@ -57,8 +57,14 @@ class KVCache:
 
     def read_page(self, index: int) -> tuple[torch.Tensor, ...]:
         """A copy of page ``index`` in host memory, pinned where that makes its way back faster: one tensor for each store of each layer."""
-        pinned = self.layers[0].k.is_cuda
-        return tuple(store[index].cpu().pin_memory() if pinned else store[index].clone() for store in self._stores())
+        stores = self._stores()
+        if not stores[0].is_cuda:
+            return tuple(store[index].clone() for store in stores)
+        copies = tuple(torch.empty(store.shape[1:], dtype=store.dtype, pin_memory=True) for store in stores)
+        for store, copy in zip(stores, copies, strict=True):
+            copy.copy_(store[index], non_blocking=True)
+        torch.cuda.current_stream(stores[0].device).synchronize()  # once for all of them
+        return copies
 
     def write_page(self, index: int, parts: Sequence[torch.Tensor]) -> None:
         """Put back what ``read_page`` gave, or the first rows of it."""
