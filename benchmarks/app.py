@@ -233,8 +233,11 @@ def drain(terminal: Terminal, seconds: float) -> None:
 
 def measure_engine(home: Path, size: str, model: str, options: list[str], tokens: int) -> tuple[float, float]:
     """Tokens a second of one greedy reply in the app, and of the same one without it."""
+    from exltui import paths
     from exltui.chat.store import SessionStore
+    from exltui.models.catalog import resolve
 
+    model = str(resolve(model, [paths.models_dir()]))  # the app gets folders of its own, which have no models
     command = [*program("generate"), "-m", model, *options, "-p", STORY, "--chat", "--greedy", "--max-new-tokens", str(tokens), "--json"]
     alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     folder = home / "config" / "exltui"
@@ -243,7 +246,7 @@ def measure_engine(home: Path, size: str, model: str, options: list[str], tokens
     terminal = Terminal(program("-m", model, *options), size, environment(home))
     try:
         terminal.until(READY, 60)
-        terminal.until(" 0 / ", 60)  # of a context: a model is loaded
+        terminal.until(" tok/s", 60)  # stands in the status line as soon as a model is loaded
         drain(terminal, 1.0)
         terminal.press(f"{STORY}\r")
         store, stats = None, None
