@@ -17,6 +17,7 @@ from exltui.app.screens.adapters import AdapterScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.form import FormScreen
 from exltui.app.screens.pick import PickScreen
+from exltui.chat.export import from_json, to_json
 
 WIDE = (160, 45)
 TIDES = "Why are there tides?"
@@ -133,6 +134,19 @@ async def test_a_and_b_differ_in_sampler_adapters_and_system_prompt():
         await stage.settle(pilot)
         assert stage.texts[-1][1] == "The Moon."
         assert len(stage.app.dialogue.conversation.siblings(stage.app.dialogue.conversation.head)) == 2
+        await pilot.press("alt+up", "o")
+        await stage.settle(pilot)
+        page = stage.app.screen.query_one("#sheet Static").render().plain
+        assert "B · LoRA none · system terse" in page
+        assert "system prompt    Be terse." in page
+        await pilot.press("escape", "left_square_bracket", "o")
+        await stage.settle(pilot)
+        page = stage.app.screen.query_one("#sheet Static").render().plain
+        assert "A · sampler default" in page
+        assert "LoRA adapters    pirate:0.8" in page
+        assert "version          1 of 2" in page
+        kept = from_json(to_json(stage.app.dialogue.conversation))
+        assert [message.asked for message in kept if message.asked] == ["A · sampler default", "B · LoRA none · system terse"]
 
 
 async def test_two_presets_by_name():
@@ -173,7 +187,7 @@ async def test_the_real_engine_loads_an_adapter_and_says_what_is_cached(starter_
         await until(pilot, lambda: not app.dialogue.busy)
         plain = app.dialogue.conversation.path()[-1]
         await pilot.press("ctrl+t")
-        await until(pilot, lambda: isinstance(app.screen, PickScreen))
+        await until(pilot, lambda: isinstance(app.screen, PickScreen) and any("cached" in choice.right for choice in app.screen._choices))
         (row,) = [choice.right for choice in app.screen._choices if choice.right.startswith("cached")]
         cached, total = (int(word) for word in row.partition(" · ")[0].removeprefix("cached ").split(" of "))
         said = plain.stats.prompt_tokens + plain.stats.new_tokens
@@ -183,7 +197,7 @@ async def test_the_real_engine_loads_an_adapter_and_says_what_is_cached(starter_
         await pilot.press(*"/lora noise:1", "enter")
         await until(pilot, lambda: "noise" in app.observed.adapters)
         await pilot.press("ctrl+t")
-        await until(pilot, lambda: isinstance(app.screen, PickScreen))
+        await until(pilot, lambda: isinstance(app.screen, PickScreen) and any("cached" in choice.right for choice in app.screen._choices))
         assert any(choice.right.startswith("cached 0 of ") for choice in app.screen._choices), "other adapters, other keys and values"
         await pilot.press("escape", "alt+up", "r")
         await until(pilot, lambda: not app.dialogue.busy)

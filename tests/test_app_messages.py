@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from app_stage import Speaker, Stage
+from textual import events
 
 from exltui import protocol
 from exltui.app.screens.candidates import CandidatesScreen
@@ -254,3 +255,32 @@ async def test_a_paste_of_a_megabyte_is_a_mark_and_is_sent_whole(size):
         await pilot.press("enter")
         await stage.until(pilot, lambda: not stage.app.dialogue.busy)
         assert stage.texts[0] == ("user", text)
+
+
+async def test_a_command_typed_at_once_on_a_message_goes_to_the_prompt():
+    stage = Stage(client=Speaker(["The Moon pulls."]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, TIDES)
+        await pilot.press("alt+up")
+        for key in ("slash", *"lora"):  # in one packet, as a terminal sends what is typed quickly
+            stage.app.post_message(events.Key(key, "/" if key == "slash" else key))
+        await stage.settle(pilot)
+        assert stage.app.main.prompt.text == "/lora"
+        assert len(prompts(stage)) == 1, "the r of it wrote no other reply"
+
+
+async def test_the_branches_are_there_before_the_engine_has_said_what_is_cached():
+    class Deaf(Speaker):
+        def send(self, command: protocol.Command) -> None:
+            if not isinstance(command, protocol.Peek):
+                super().send(command)
+
+    stage = Stage(client=Deaf(["The Moon pulls."]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, TIDES)
+        await pilot.press("ctrl+t")
+        await stage.settle(pilot)
+        assert isinstance(stage.app.screen, PickScreen)
+        assert [choice.text for choice in stage.app.screen._choices] == [TIDES, "The Moon pulls."]

@@ -64,6 +64,19 @@ async def test_a_reply_of_another_run_says_how_it_can_be_inspected():
         assert [notice.message for notice in stage.app._notifications][-1].startswith("The logits of this reply are no longer kept.\nR ")
 
 
+async def test_the_inspector_says_why_the_sampler_cannot_be_asked():
+    stage = Stage(client=Speaker(["The Moon pulls"]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, TIDES)
+        stage.client._explain = lambda query: stage.client._events.append(
+            protocol.QueryFailed(query.id, "the logits of this reply are no longer kept", "write it again")
+        )
+        await pilot.press("alt+up", "i")
+        await stage.play(pilot, 0.3)
+        assert "after the sampler: the logits of this reply are no longer kept: write it again" in about(stage)
+
+
 async def test_the_microscope_follows_a_value_that_changes_and_hands_its_settings_on():
     stage = Stage(client=Speaker(["The Moon pulls"]))
     async with stage.app.run_test(size=WIDE) as pilot:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import App
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
@@ -378,6 +378,16 @@ class ExltuiApp(App[None]):
     def pop_screen(self) -> AwaitComplete:
         """Close what is on top; the main screen stays."""
         return super().pop_screen() if len(self.screen_stack) > 1 else AwaitComplete.nothing()
+
+    async def on_event(self, event: events.Event) -> None:
+        """As Textual's. A slash on a message begins a command: the prompt has the focus before the next key of the packet is handed out."""
+        if isinstance(event, events.Key) and event.key == "slash" and self.focused is not None and self.focused is self._talk_at_rest():
+            self.screen.set_focus(self.main.prompt)
+        await super().on_event(event)
+
+    def _talk_at_rest(self) -> Widget | None:
+        """The conversation, unless its keys select text."""
+        return None if self.screen is not self.main or self.main.talk.caret.active else self.main.talk
 
     async def run_action(
         self, action: Any, default_namespace: DOMNode | None = None, namespaces: Mapping[str, DOMNode] | None = None

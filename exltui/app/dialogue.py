@@ -279,8 +279,12 @@ class Dialogue:
     def _order(self, writing: Writing, loaded: protocol.Loaded) -> None:
         self._writings[writing.job] = writing
         conversation = writing.conversation
-        reply = conversation[writing.reply]
         variant = writing.variant
+        loras = [(name, each.scale) for name, each in self._observed.adapters.items()] if variant.adapters is None else variant.adapters
+        acting = ", ".join(f"{name}:{scale:g}" for name, scale in loras if scale)
+        reply = conversation[writing.reply]
+        if variant.name or not reply.asked:  # one that is continued stays what it was
+            reply = conversation.note_asked(reply.id, variant.name, acting, variant.system or "")
         order = self.order(conversation, reply.parent, loaded, variant.system)
         order = replace(order, job=writing.job, sampling=variant.sampling, adapters=variant.adapters, start=reply.text)
         order = replace(order, keep=self.keeping or loaded.device == "cpu", session=conversation.id)

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
 
+from exltui.app.details import details
 from exltui.app.dialogue import Variant
 from exltui.app.editor import edit_text, page_text
 from exltui.app.outline import branch_choices
 from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.pick import Choice, PickScreen
+from exltui.app.screens.sheet import SheetScreen
 from exltui.app.transcript.caret import HINT
 from exltui.app.widgets.prompt import PromptBox
 from exltui.chat import thinking
-from exltui.chat.tree import Conversation
 from exltui.errors import ExltuiError, SettingsError
 from exltui.text import one_line
 
@@ -73,15 +74,15 @@ class MessageDesk:
         if not len(conversation):
             self._app.tell("There is no message yet.")
             return
-        self._app.branches.cached(conversation, lambda cached: self._show_outline(conversation, cached))
 
-    def _show_outline(self, conversation: Conversation, cached: dict[str, tuple[int, int]]) -> None:
         def go(id: str | None) -> None:
             if id is not None and self._dialogue.may_change():
                 self._dialogue.revision.go_to(id)
                 self._app.main.talk.select(id)
 
-        self._app.push_screen(PickScreen("Branches", branch_choices(conversation, cached), at=conversation.head or ""), go)
+        screen = PickScreen("Branches", branch_choices(conversation, {}), at=conversation.head or "")
+        self._app.push_screen(screen, go)
+        self._app.branches.cached(conversation, lambda cached: screen.replace(branch_choices(conversation, cached)))
 
     def find(self, words: str) -> None:
         """Messages of this branch that hold the words."""
@@ -146,6 +147,12 @@ class MessageDesk:
         if (id := self._some()) is not None:
             text = self._dialogue.conversation[id].text
             self._outside(lambda: page_text(text))
+
+    def details(self) -> None:
+        """What a message was written with."""
+        if (id := self._some()) is not None:
+            text = details(self._dialogue.conversation[id], self._dialogue.conversation)
+            self._app.push_screen(SheetScreen("Message", text))
 
     def inspect(self) -> None:
         """The tokens of a reply."""
@@ -242,7 +249,7 @@ class MessageDesk:
         if not 2 <= number <= MOST_CANDIDATES:
             self._app.tell(f"From 2 to {MOST_CANDIDATES} replies can be written at once.", error=True)
             return
-        self.side_by_side([Variant(str(place + 1), self._dialogue.sampling) for place in range(number)])
+        self.side_by_side([Variant(f"{place + 1} of {number}", self._dialogue.sampling) for place in range(number)])
 
     def side_by_side(self, variants: list[Variant]) -> None:
         """One reply for each variant, in columns; the one that is chosen is read on."""

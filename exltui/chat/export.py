@@ -144,6 +144,9 @@ def _message(entry: dict[str, Any], number: int, ids: dict[str, str]) -> Message
         _number(entry, "thought_seconds", where),
         entry.get("pinned") is True,
         entry.get("dropped") is True,
+        _text(entry, "asked", where),
+        _text(entry, "adapters", where),
+        _text(entry, "system", where),
     )
 
 

@@ -27,7 +27,8 @@ from exltui.protocol import Sampling, Stats
 KEPT_DAYS = 7  # how long a deleted chat or message can be brought back
 INTERRUPTED = "exltui ended before this reply did."
 ELSEWHERE = "Another exltui is writing this reply."
-_MARKS = ("thought_tokens", "thought_seconds", "pinned", "dropped")  # fields of a message that are seldom set, kept together
+# Fields of a message that are seldom set, kept together.
+_MARKS = ("thought_tokens", "thought_seconds", "pinned", "dropped", "asked", "adapters", "system")
 _PLAIN = Message("", None, "user", "", 0.0, 0)
 _T = TypeVar("_T", Stats, Sampling)
 
@@ -310,7 +311,8 @@ def _marks(text: str) -> dict[str, Any]:
         return {}
     kinds = {name: type(getattr(_PLAIN, name)) for name in _MARKS}
     found = values.items() if isinstance(values, dict) else ()
-    return {name: value for name, value in found if name in kinds and isinstance(value, (kinds[name], int))}
+    fits = {name: (kinds[name],) if kinds[name] is str else (kinds[name], int) for name in kinds}  # a number may be written as a whole one
+    return {name: value for name, value in found if name in fits and isinstance(value, fits[name])}
 
 
 def _like(text: str) -> str:

@@ -48,6 +48,9 @@ class Message:
     thought_seconds: float = 0.0
     pinned: bool = False  # goes to the model however long the chat is
     dropped: bool = False  # does not go to the model
+    asked: str = ""  # how what it was asked with differs from the chat, as the comparison called it
+    adapters: str = ""  # the LoRA adapters that acted: "NAME:SCALE, …"
+    system: str = ""  # the system prompt, where ``asked`` says that it was not the chat's
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,11 @@ class Conversation:
     def mark(self, id: str, *, pinned: bool = False, dropped: bool = False) -> Message:
         """Have message ``id`` always or never go to the model."""
         self._messages[id] = replace(self._messages[id], pinned=pinned, dropped=dropped)
+        return self._messages[id]
+
+    def note_asked(self, id: str, asked: str, adapters: str, system: str) -> Message:
+        """Keep what message ``id`` was asked with."""
+        self._messages[id] = replace(self._messages[id], asked=asked, adapters=adapters, system=system)
         return self._messages[id]
 
     def note_thought(self, id: str, tokens: int, seconds: float) -> Message:

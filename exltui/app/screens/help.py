@@ -28,6 +28,7 @@ EXTRA = {
     "Messages": (
         ("↑, ↓", "Scroll; End follows the text again."),
         ("1-9 then y", "Copy that code block."),
+        ("/", "Type a command into the prompt."),
     ),
     "Devices": (("w, c, o", "Memory of the weights, of the cache, and of everything else."),),
 }

@@ -18,7 +18,7 @@ from exltui.app.scope import shown
 from exltui.app.screens.microscope import Ask
 from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import bar
-from exltui.protocol import Explained
+from exltui.protocol import Explained, QueryFailed
 from exltui.text import visible
 
 HEAT = ((0.8, ""), (0.5, "$success"), (0.2, "$warning"), (0.0, "$error"))  # colour from this raw probability on
@@ -45,6 +45,7 @@ class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
         self._at = 0
         self._explained: Explained | None = None  # what the sampler made of the token under the cursor
         self._asked = False
+        self._problem = ""  # why it could not be said
 
     def compose(self) -> ComposeResult:
         with Vertical(id="inspect") as frame:
@@ -62,14 +63,19 @@ class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
         """Ask what the sampler made of the token under the cursor, unless an answer is still to come."""
         if not self._asked:
             self._asked = True
-            self._ask(self._at, None, self._answered, lambda _: self._answered(None))
+            self._ask(self._at, None, self._answered, self._refused)
 
-    def _answered(self, explained: Explained | None) -> None:
-        self._asked, self._explained = False, explained
+    def _answered(self, explained: Explained) -> None:
+        self._asked, self._explained, self._problem = False, explained, ""
         token = self._tokens[self._at]
-        if explained is not None and (explained.job, explained.position) != (token.job, token.position):
+        if (explained.job, explained.position) != (token.job, token.position):
             self._explain()  # the cursor has moved on
         elif self.is_mounted:
+            self._draw()
+
+    def _refused(self, failed: QueryFailed) -> None:
+        self._asked, self._explained, self._problem = False, None, f"{failed.error}: {failed.hint}"
+        if self.is_mounted:
             self._draw()
 
     def on_resize(self) -> None:
@@ -101,7 +107,7 @@ class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
                     (f" {number} {mark} ", "$accent"), f"{shown(other.text):<24.24} {other.raw:6.1%} {after:>6}  ", bar(other.raw, 20)
                 )
             )
-        return lines
+        return [*lines, Content.styled(f" after the sampler: {self._problem}", "$error")] if self._problem else lines
 
     def _drawn(self) -> dict[int, float] | None:
         """Probabilities after the sampler by token; None while they are not known."""

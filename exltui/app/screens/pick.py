@@ -86,6 +86,11 @@ class PickScreen(ClosesOnce, ModalScreen[str | None]):
     def on_resize(self) -> None:
         self.call_after_refresh(self._fill)
 
+    def replace(self, choices: Sequence[Choice]) -> None:
+        """Show these rows in the place of the others; the cursor stays on its row."""
+        self._choices = list(choices)
+        self._fill()
+
     @property
     def _list(self) -> OptionList:
         return self.query_one("#pick-list", OptionList)
