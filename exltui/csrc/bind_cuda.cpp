@@ -417,7 +417,8 @@ void sample(const Tensor& logits, const Tensor& params, const Tensor& points, co
   if (rows == 0) return;
   const auto stream = c10::cuda::getCurrentCUDAStream();
   Workspace& workspace = workspace_of(stream);
-  workspace.reserve(rows * (v + groups), rows * (4 * v + 1), logits);
+  constexpr int64_t kBins = exltui::kSampleBins;
+  workspace.reserve(rows * (v + groups), rows * (4 * v + 3 * kBins + 1), logits);
   exltui::Sample work{};
   work.logits = static_cast<const float*>(logits.data_ptr());
   work.stride = static_cast<int>(logits.stride(0)), work.rows = static_cast<int>(rows), work.v = static_cast<int>(v);
@@ -428,9 +429,11 @@ void sample(const Tensor& logits, const Tensor& params, const Tensor& points, co
   work.maxima = work.values + rows * v;
   int* counters = static_cast<int*>(workspace.counters.data_ptr());
   work.counts = reinterpret_cast<unsigned long long*>(counters);
-  work.weights = reinterpret_cast<unsigned*>(counters + 2 * rows * v);
-  work.shifts = reinterpret_cast<float*>(counters + 3 * rows * v);
-  work.broken = counters + 4 * rows * v;
+  work.bin_masses = work.counts + rows * v;
+  work.weights = reinterpret_cast<unsigned*>(work.bin_masses + rows * kBins);
+  work.shifts = reinterpret_cast<float*>(work.weights + rows * v);
+  work.bin_items = work.weights + 2 * rows * v;
+  work.broken = reinterpret_cast<int*>(work.bin_items + rows * kBins);
   work.drawn = static_cast<double*>(drawn.data_ptr());
   work.tokens = tokens.has_value() ? static_cast<int*>(tokens->data_ptr()) : nullptr;
   check(exltui::sample(work, stream.stream(), device_of(logits.device().index()).overlap), "sample");

@@ -264,6 +264,7 @@ struct SampleRow {
   SampleRule rules[kMaxRules];
 };
 
+constexpr int kSampleBins = 256;
 struct Sample {
   const float* logits;           // [rows, v], rows `stride` values apart
   int stride, rows, v;
@@ -276,6 +277,8 @@ struct Sample {
   unsigned* weights;             // [rows, v]
   float* shifts;                 // [rows, v]
   int* broken;                   // [rows]
+  unsigned long long* bin_masses;  // [rows, kSampleBins] zero before and after, as the next
+  unsigned* bin_items;           // [rows, kSampleBins]
   double* drawn;                 // [rows, 3]: token or one of the above, its probability, that before adaptive-p
   int* tokens;                   // [rows] the token once more, or null
 };

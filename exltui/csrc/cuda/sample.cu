@@ -1,11 +1,12 @@
 // The row `sample`: one token for each row of logits. Rules and formulas: engine/ops/sample.py, docs/sampling.md.
 //
-// Three launches. `tally` spreads the few ids that penalties and shifts hit over a row as wide as the vocabulary (whole numbers, so no
-// order of adding can be seen). `adjust` makes the logits that count, with the maximum of every 64. `draw`, a block a row, looks only at
-// the groups whose maximum can reach the first cut, sorts what it finds in shared memory and applies the rules to the sorted list. Where
-// more than kCandidates tokens remain, cuts that keep the likeliest and the draw itself are found in the unsorted row by histograms of
-// weights; stages that need the order of all of them then leave the row to the CPU (kSampleTooMany). Weights are summed as multiples of
-// 2^-40 of the largest, so a result does not depend on the order of the threads.
+// Four launches. `tally` spreads the few ids that penalties and shifts hit over a row as wide as the vocabulary (whole numbers, so no
+// order of adding can be seen). `adjust` makes the logits that count, with the maximum of every 64. `weigh` makes a histogram of the
+// weights of rows of which no first cut says how deep it reaches. `draw`, a block a row, looks only at the groups whose maximum can reach
+// the first cut, sorts what it finds in shared memory and applies the rules to the sorted list. Where more than kCandidates tokens
+// remain, cuts that keep the likeliest and the draw itself are found in the unsorted row by histograms; stages that need the order of all
+// of them then leave the row to the CPU (kSampleTooMany). Weights are summed as multiples of 2^-40 of the largest, so a result does not
+// depend on the order of the threads.
 #include "sample_list.cuh"
 
 namespace exltui {
@@ -82,27 +83,77 @@ __global__ void __launch_bounds__(kAdjustThreads) adjust_kernel(EXLTUI_PARAMETER
   if (broken) work.broken[blockIdx.y] = 1;
 }
 
-// How far below the largest the first cut can reach, where that can be told: before it come only stages that keep the order.
+// Whether the first rules say how far below the largest the first cut reaches: before it come only stages that keep the order.
+__device__ __forceinline__ bool bounded(const SampleRule* rules, int count, int groups) {
+  bool scaled = false;
+  for (int i = 0; i < count; ++i) {
+    const SampleRule& rule = rules[i];
+    if (rule.stage == kTopK) return max(static_cast<int>(rule.a), 1) < groups;
+    if (rule.stage == kMinP) return rule.a > 0.0f;
+    if (rule.stage == kTemperature) scaled |= rule.a != 1.0f;
+    else if (rule.stage != kSmoothing || scaled) return false;
+  }
+  return false;
+}
+
+__device__ __forceinline__ int leading_of(const SampleRule* rules, int count) {
+  int leading = 0;
+  while (leading < count && (rules[leading].stage == kTemperature || rules[leading].stage == kSmoothing)) ++leading;
+  return leading;
+}
+
+__global__ void __launch_bounds__(kAdjustThreads) weigh_kernel(EXLTUI_PARAMETER Sample work) {
+  __shared__ float tops[kAdjustThreads / kWarp];
+  __shared__ unsigned low[kBins], high[kBins], items[kBins];
+  let_next_start();
+  wait_for_previous();
+  const SampleRow& row = work.params[blockIdx.y];
+  const int groups = (work.v + kGroup - 1) / kGroup;
+  if (!row.active || bounded(row.rules, row.rule_count, groups)) return;
+  const float* maxima = work.maxima + static_cast<size_t>(blockIdx.y) * groups;
+  float largest = -INFINITY;
+  for (int g = threadIdx.x; g < groups; g += kAdjustThreads) largest = fmaxf(largest, maxima[g]);
+  largest = warp_max(largest);
+  if (threadIdx.x % kWarp == 0) tops[threadIdx.x / kWarp] = largest;
+  for (int i = threadIdx.x; i < kBins; i += kAdjustThreads) low[i] = high[i] = items[i] = 0;
+  __syncthreads();
+  for (int i = 0; i < kAdjustThreads / kWarp; ++i) largest = fmaxf(largest, tops[i]);
+  if (largest == -INFINITY) return;
+  const int leading = leading_of(row.rules, row.rule_count), start = blockIdx.x * kAdjustValues;
+  const float* values = work.values + static_cast<size_t>(blockIdx.y) * work.v;
+  for (int i = start + threadIdx.x; i < min(start + kAdjustValues, work.v); i += kAdjustThreads) {
+    if (values[i] == -INFINITY) continue;
+    float z = values[i] - largest + 0.0f;
+    const int bin = first_bin(z);
+    for (int j = 0; j < leading; ++j) z = change_by(row.rules[j], z);
+    add_to_bin(low[bin], high[bin], items[bin], mass_of(z));
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kBins; i += kAdjustThreads) {
+    if (items[i] == 0) continue;
+    const size_t target = static_cast<size_t>(blockIdx.y) * kBins + i;
+    atomicAdd(work.bin_masses + target, static_cast<u64>(high[i]) << 32 | low[i]);
+    atomicAdd(work.bin_items + target, items[i]);
+  }
+}
+
+// How far below the largest the first cut of a bounded row reaches.
 __device__ float depth_of(const Draw& draw) {
   float temperature = 1.0f, smoothing = 0.0f;
   for (int i = 0; i < draw.row.rule_count; ++i) {
     const SampleRule& rule = draw.shared.rules[i];
     if (rule.stage == kTopK) {
-      const int k = max(static_cast<int>(rule.a), 1);
-      if (k >= draw.groups) return INFINITY;
-      const auto item = [&](int g, u64& key, u64& mass) {
-        key = key_of(draw.maxima[g] - draw.largest, g), mass = 1;
-        return true;
+      const auto each = [&](float, auto use) {
+        for (int g = threadIdx.x; g < draw.groups; g += kDrawThreads) use(key_of(draw.maxima[g] - draw.largest, g));
       };
-      return -z_of(select(draw.shared, draw.groups, static_cast<u64>(k), item).key);
+      return -z_of(select(draw.shared, Histogram{}, static_cast<u64>(fmaxf(rule.a, 1.0f)), each, [](u64) { return u64{1}; }).key);
     }
-    if (rule.stage == kMinP && rule.a > 0.0f) {
+    if (rule.stage == kMinP) {
       const float z = -logf(rule.a) * temperature;
       return (smoothing > 0.0f ? sqrtf(z / smoothing) : z) * 1.0001f + 1e-4f;
     }
     if (rule.stage == kTemperature) temperature *= rule.a;
-    else if (rule.stage == kSmoothing && temperature == 1.0f) smoothing = rule.a;
-    else break;
+    else smoothing = rule.a;
   }
   return INFINITY;
 }
@@ -112,17 +163,11 @@ __device__ int gather(Draw& draw, float depth) {
   Shared& s = draw.shared;
   if (threadIdx.x == 0) s.found = 0;
   __syncthreads();
-  const int lane = threadIdx.x % kWarp;
-  for (int group = threadIdx.x / kWarp; group < draw.groups; group += kDrawThreads / kWarp) {
-    const float top = draw.maxima[group];
-    if (top == -INFINITY || draw.largest - top > depth) continue;
-    for (int i = group * kGroup + lane; i < min((group + 1) * kGroup, draw.v); i += kWarp) {
-      const float value = draw.values[i];
-      if (value == -INFINITY || draw.largest - value > depth) continue;
-      const int at = atomicAdd(&s.found, 1);
-      if (at < kCandidates) s.keys[at] = key_of(value - draw.largest, i);
-    }
-  }
+  each_value(draw, -depth, [&](int i, float z) {
+    if (z < -depth) return;
+    const int at = atomicAdd(&s.found, 1);
+    if (at < kCandidates) s.keys[at] = key_of(z, i);
+  });
   __syncthreads();
   return s.found;
 }
@@ -135,19 +180,33 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(EXLTUI_PARAMETER Sam
   if (!row.active) return;
   const int groups = (work.v + kGroup - 1) / kGroup;
   Draw draw{shared, row, work.values + static_cast<size_t>(blockIdx.x) * work.v, work.maxima + static_cast<size_t>(blockIdx.x) * groups,
-            work.v, groups, -INFINITY, work.points[blockIdx.x]};
+            work.v, groups, -INFINITY, work.points[blockIdx.x], {}, 0};
   const bool broken = work.broken[blockIdx.x] != 0;  // read before a barrier: the first thread clears it at the end
   for (int i = threadIdx.x; i < row.rule_count; i += kDrawThreads) shared.rules[i] = row.rules[i];
   for (int g = threadIdx.x; g < groups; g += kDrawThreads) draw.largest = fmaxf(draw.largest, draw.maxima[g]);
   draw.largest = over_block(shared, draw.largest, [](float a, float b) { return fmaxf(a, b); });
+  const bool cut = bounded(shared.rules, row.rule_count, groups);
+  u64* masses = work.bin_masses + static_cast<size_t>(blockIdx.x) * kBins;
+  unsigned* items = work.bin_items + static_cast<size_t>(blockIdx.x) * kBins;
   Drawn drawn{};
   if (broken) drawn.token = kSampleBroken;
   else if (draw.largest == -INFINITY) drawn.token = kSampleExcluded;
   else {
-    draw.count = gather(draw, depth_of(draw));
+    if (cut) {
+      draw.count = gather(draw, depth_of(draw));
+    } else {
+      draw.whole = {masses, items}, draw.leading = leading_of(shared.rules, row.rule_count);
+      for (int i = threadIdx.x; i < kBins; i += kDrawThreads) draw.count += static_cast<int>(items[i]);
+      draw.count = sum_over_block(shared, draw.count);
+      if (draw.count <= kCandidates) gather(draw, INFINITY);
+    }
     if (draw.count <= kCandidates) fill(draw);
     else if (!cut_down(draw)) drawn.token = kSampleTooMany;
     if (drawn.token == 0) drawn = draw.count > kCandidates ? draw_from_row(draw) : draw_from_list(draw);
+  }
+  __syncthreads();  // nobody reads the histogram any more
+  if (!cut) {
+    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) masses[i] = 0, items[i] = 0;
   }
   if (threadIdx.x != 0) return;
   work.broken[blockIdx.x] = 0;
@@ -164,6 +223,7 @@ cudaError_t sample(const Sample& work, cudaStream_t stream, bool overlap) {
   const dim3 chunks((work.v + kAdjustValues - 1) / kAdjustValues, work.rows);
   cudaError_t status = start(tally_kernel, Launch{dim3(work.rows), dim3(1024), 0, stream, overlap}, work);
   if (status == cudaSuccess) status = start(adjust_kernel, Launch{chunks, dim3(kAdjustThreads), 0, stream, overlap}, work);
+  if (status == cudaSuccess) status = start(weigh_kernel, Launch{chunks, dim3(kAdjustThreads), 0, stream, overlap}, work);
   if (status == cudaSuccess) status = start(draw_kernel, Launch{dim3(work.rows), dim3(kDrawThreads), 0, stream, overlap}, work);
   return status;
 }

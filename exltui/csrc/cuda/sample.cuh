@@ -11,7 +11,7 @@ using u64 = unsigned long long;
 constexpr int kGroup = 64;          // logits whose maximum is kept
 constexpr int kDrawThreads = 512;
 constexpr int kCandidates = 1024;   // that are sorted in shared memory
-constexpr int kBins = 256;
+constexpr int kBins = kSampleBins;
 constexpr float kWhole = 1099511627776.0f;  // 2^40: a weight of 1
 constexpr float kLeastOthers = 1e-9f;       // XTC_LEAST of engine/ops/sample.py
 
@@ -32,6 +32,12 @@ struct Shared {
   int found;
 };
 
+// Of a whole row, by bins a quarter of a log-weight wide: sums of weights, and how many tokens. Null where nobody made one.
+struct Histogram {
+  const u64* masses;
+  const unsigned* items;
+};
+
 struct Draw {
   Shared& shared;
   const SampleRow& row;
@@ -40,6 +46,8 @@ struct Draw {
   int v, groups;
   float largest;
   double point;
+  Histogram whole;      // with the changes of the first rules
+  int leading;          // how many those are
   int count = 0;       // tokens that are left
   int next = 0;        // the first rule that is not applied yet
   int chained = 0;
@@ -64,6 +72,12 @@ __device__ __forceinline__ float z_of(u64 key) {
 }
 __device__ __forceinline__ int id_of(u64 key) { return 0xffffff - static_cast<int>(key & 0xffffff); }
 __device__ __forceinline__ u64 mass_of(float z) { return __float2ull_rn(expf(z) * kWhole); }
+
+__device__ __forceinline__ int first_bin(float z) { return static_cast<int>(fminf(z * -4.0f, kBins - 1)); }
+
+__device__ __forceinline__ float change_by(const SampleRule& rule, float z) {
+  return rule.stage == kSmoothing ? -rule.a * z * z : z / rule.a;
+}
 
 // ---- what all threads of a block do together
 
@@ -137,21 +151,30 @@ __device__ __noinline__ inline void sort_keys(Shared& s, int n) {
   }
 }
 
+// One more item of `mass` in a histogram of halves.
+__device__ __forceinline__ void add_to_bin(unsigned& low, unsigned& high, unsigned& items, u64 mass) {
+  const unsigned part = static_cast<unsigned>(mass), old = part == 0 ? 0 : atomicAdd(&low, part);
+  const unsigned rest = static_cast<unsigned>(mass >> 32) + (old + part < old);
+  if (rest != 0) atomicAdd(&high, rest);
+  atomicAdd(&items, 1u);
+}
+
 struct Selected {
   u64 key, rank;  // of the item, and how many items reach its key
 };
 
-// The item at which the masses of items, added from the largest key down, reach `target` (at least 1). ``item(i, key, mass)`` says
-// whether i counts. Bins are a quarter of a log-weight wide, then a 1024th, then bytes of the key, until a bin can be sorted.
-template <typename Item>
-__device__ Selected select(Shared& s, int n, u64 target, Item item) {
+// The item at which the masses of items, added from the largest key down, reach `target` (at least 1). `each(bound, use)` gives `use` the
+// key of every item, but may leave out those whose log-weight is below `bound`. Bins are a quarter of a log-weight wide (these may be
+// `known` already, with items that `each` leaves out behind the target), then a 1024th, then bytes of the key, until a bin can be sorted.
+template <typename Each, typename Mass>
+__device__ Selected select(Shared& s, const Histogram& known, u64 target, Each each, Mass mass) {
   int chosen[9];
   u64 above = 0;
+  float bound = -INFINITY;
   for (int level = 0; level < 9; ++level) {
     const auto bin_at = [&](int l, u64 key) {
-      const float far = -z_of(key) * 4.0f;
-      if (l == 0) return static_cast<int>(fminf(far, kBins - 1));
-      if (l == 1) return static_cast<int>(fminf((far - static_cast<float>(chosen[0])) * 256.0f, kBins - 1));
+      if (l == 0) return first_bin(z_of(key));
+      if (l == 1) return static_cast<int>(fminf((z_of(key) * -4.0f - static_cast<float>(chosen[0])) * 256.0f, kBins - 1));
       return kBins - 1 - static_cast<int>(key >> (8 * (8 - l)) & 255);
     };
     const auto inside = [&](u64 key) {
@@ -159,16 +182,18 @@ __device__ Selected select(Shared& s, int n, u64 target, Item item) {
       for (int l = 0; l < level && same; ++l) same = bin_at(l, key) == chosen[l];
       return same;
     };
-    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) s.low[i] = s.high[i] = s.items[i] = 0;
+    const bool made = level == 0 && known.masses != nullptr;
+    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) {
+      const u64 whole = made ? known.masses[i] : 0;
+      s.low[i] = static_cast<unsigned>(whole), s.high[i] = static_cast<unsigned>(whole >> 32), s.items[i] = made ? known.items[i] : 0;
+    }
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kDrawThreads) {
-      u64 key, mass;
-      if (!item(i, key, mass) || !inside(key)) continue;
-      const int bin = bin_at(level, key);
-      const unsigned part = static_cast<unsigned>(mass), old = atomicAdd(&s.low[bin], part);
-      const unsigned rest = static_cast<unsigned>(mass >> 32) + (old + part < old);
-      if (rest != 0) atomicAdd(&s.high[bin], rest);
-      atomicAdd(&s.items[bin], 1u);
+    if (!made) {
+      each(bound, [&](u64 key) {
+        if (!inside(key)) return;
+        const int bin = bin_at(level, key);
+        add_to_bin(s.low[bin], s.high[bin], s.items[bin], mass(key));
+      });
     }
     __syncthreads();
     const u64 whole = prefix(s, kBins, [&](int i) { return static_cast<u64>(s.high[i]) << 32 | s.low[i]; });
@@ -181,25 +206,21 @@ __device__ Selected select(Shared& s, int n, u64 target, Item item) {
     if (bin > 0) target -= s.sums[bin - 1];
     above += static_cast<u64>(before);
     chosen[level] = bin;
+    if (level == 0 && bin < kBins - 1) bound = static_cast<float>(bin + 1) * -0.25f;
     if (s.items[bin] > kCandidates && level < 8) {
       __syncthreads();
       continue;
     }
-    const int count = static_cast<int>(s.items[bin]);
     ++level;
     if (threadIdx.x == 0) s.found = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kDrawThreads) {
-      u64 key, mass;
-      if (item(i, key, mass) && inside(key)) s.keys[atomicAdd(&s.found, 1)] = key;
-    }
-    __syncthreads();
-    sort_keys(s, count);
-    prefix(s, count, [&](int i) {
-      u64 key = s.keys[i], mass = 0;
-      item(id_of(key), key, mass);
-      return mass;
+    each(bound, [&](u64 key) {
+      if (inside(key)) s.keys[atomicAdd(&s.found, 1)] = key;
     });
+    __syncthreads();
+    const int count = s.found;
+    sort_keys(s, count);
+    prefix(s, count, [&](int i) { return mass(s.keys[i]); });
     for (int i = threadIdx.x; i < count; i += kDrawThreads) {
       if (s.sums[i] >= target && (i == 0 || s.sums[i - 1] < target)) s.picked = s.keys[i], s.rank = above + static_cast<u64>(i) + 1;
     }
@@ -212,38 +233,65 @@ __device__ Selected select(Shared& s, int n, u64 target, Item item) {
 // ---- a row that is not sorted: only its tokens with a key of at least `least` are left, their log-weights changed by the chain
 
 __device__ __forceinline__ float changed(const Draw& draw, float z) {
-  for (int i = 0; i < draw.chained; ++i) {
-    const SampleRule& rule = draw.shared.chain[i];
-    z = rule.stage == kSmoothing ? -rule.a * z * z : z / rule.a;
-  }
+  for (int i = 0; i < draw.chained; ++i) z = change_by(draw.shared.chain[i], z);
   return z;
 }
 
+// `use(i, z)` for the tokens of groups that reach log-weight `bound`. A warp asks for several groups before it looks at any: the row lies
+// in the L2 cache, and one load after the other would wait for it each time.
 template <typename Use>
-__device__ void each_left(const Draw& draw, Use use) {
-  for (int i = threadIdx.x; i < draw.v; i += kDrawThreads) {
-    const float value = draw.values[i];
-    if (value == -INFINITY) continue;
-    const u64 key = key_of(value - draw.largest, i);
-    if (key >= draw.least) use(key, changed(draw, z_of(key)));
+__device__ void each_value(const Draw& draw, float bound, Use use) {
+  constexpr int kAtOnce = 4, kHalves = kGroup / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  for (int first = threadIdx.x / kWarp * kAtOnce; first < draw.groups; first += kDrawThreads / kWarp * kAtOnce) {
+    float tops[kAtOnce], values[kAtOnce][kHalves];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) tops[j] = first + j < draw.groups ? draw.maxima[first + j] : -INFINITY;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const int i = (first + j) * kGroup + half * kWarp + lane;
+        values[j][half] = tops[j] - draw.largest >= bound && i < draw.v ? draw.values[i] : -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        if (values[j][half] > -INFINITY) use((first + j) * kGroup + half * kWarp + lane, values[j][half] - draw.largest);
+      }
+    }
   }
 }
 
+// `use(key)` for what is left, but for tokens that may lie below `bound`.
+template <typename Use>
+__device__ void each_left(const Draw& draw, float bound, Use use) {
+  each_value(draw, draw.least == 0 ? bound : fmaxf(bound, z_of(draw.least)), [&](int i, float z) {
+    const u64 key = key_of(z, i);
+    if (key >= draw.least) use(key);
+  });
+}
+
+// The histogram of the whole row, where it has the weights that count now.
+__device__ __forceinline__ Histogram known(const Draw& draw) { return draw.chained == draw.leading ? draw.whole : Histogram{}; }
+
 __device__ __noinline__ inline u64 mass_left(const Draw& draw) {
+  const Histogram whole = known(draw);
   u64 mine = 0;
-  each_left(draw, [&](u64, float z) { mine += mass_of(z); });
+  if (draw.least == 0 && whole.masses != nullptr) {
+    for (int i = threadIdx.x; i < kBins; i += kDrawThreads) mine += whole.masses[i];
+  } else {
+    each_left(draw, -INFINITY, [&](u64 key) { mine += mass_of(changed(draw, z_of(key))); });
+  }
   return sum_over_block(draw.shared, mine);
 }
 
-
 __device__ __noinline__ inline Selected select_left(const Draw& draw, u64 target, bool weighed) {
-  return select(draw.shared, draw.v, target, [&](int i, u64& key, u64& mass) {
-    const float value = draw.values[i];
-    if (value == -INFINITY) return false;
-    key = key_of(value - draw.largest, i);
-    mass = weighed ? mass_of(changed(draw, z_of(key))) : 1;
-    return key >= draw.least;
-  });
+  const auto each = [&](float bound, auto use) { each_left(draw, bound, use); };
+  const auto mass = [&](u64 key) { return weighed ? mass_of(changed(draw, z_of(key))) : u64{1}; };
+  return select(draw.shared, weighed ? known(draw) : Histogram{}, target, each, mass);
 }
 
 __device__ inline void keep_first(Draw& draw, u64 target, bool weighed) {
@@ -256,8 +304,8 @@ __device__ __noinline__ inline void keep_above(Draw& draw, float bound) {
   if (bound > 0.0f) return keep_first(draw, 1, false);
   int count = 0;
   u64 least = ~0ull;
-  each_left(draw, [&](u64 key, float z) {
-    if (z < bound) return;
+  each_left(draw, -INFINITY, [&](u64 key) {
+    if (changed(draw, z_of(key)) < bound) return;
     ++count;
     least = key < least ? key : least;
   });
@@ -288,7 +336,7 @@ __device__ inline void gather_left(Draw& draw) {
   Shared& s = draw.shared;
   if (threadIdx.x == 0) s.found = 0;
   __syncthreads();
-  each_left(draw, [&](u64 key, float) { s.keys[atomicAdd(&s.found, 1)] = key; });
+  each_left(draw, -INFINITY, [&](u64 key) { s.keys[atomicAdd(&s.found, 1)] = key; });
   __syncthreads();
   fill(draw);
 }
@@ -309,16 +357,20 @@ __device__ inline bool cut_down(Draw& draw) {
       case kMirostat: keep_above(draw, -rule.a * 0.693147181f + logf(static_cast<float>(mass_left(draw)) / kWhole)); break;
       case kTopNSigma: {
         double sum = 0.0, square = 0.0;
-        each_left(draw, [&](u64, float z) { sum += z; });
+        const auto each = [&](auto use) { each_left(draw, -INFINITY, [&](u64 key) { use(changed(draw, z_of(key))); }); };
+        each([&](float z) { sum += z; });
         const double mean = sum_over_block(draw.shared, sum) / draw.count;
-        each_left(draw, [&](u64, float z) { square += (z - mean) * (z - mean); });
+        each([&](float z) { square += (z - mean) * (z - mean); });
         keep_above(draw, static_cast<float>(-rule.a * sqrt(sum_over_block(draw.shared, square) / draw.count)));
         break;
       }
       case kDynamic: {
         const double total = static_cast<double>(mass_left(draw)) / kWhole;
         double sum = 0.0;
-        each_left(draw, [&](u64, float z) { sum += z < -80.0f ? 0.0 : expf(z) * z; });
+        each_left(draw, -INFINITY, [&](u64 key) {
+          const float z = changed(draw, z_of(key));
+          sum += z < -80.0f ? 0.0 : expf(z) * z;
+        });
         const double entropy = log(total) - sum_over_block(draw.shared, sum) / total;
         change(draw, {kTemperature, dynamic_temperature(rule, entropy, draw.count), 0.0f, 0.0f});
         break;
