@@ -15,14 +15,12 @@
 #include <tuple>
 #include <vector>
 
+#include "bind_cuda.h"
 #include "cuda/kernels.cuh"
 
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-void check(cudaError_t status, const char* op) { TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status)); }
+using namespace exltui::bind;
 
 void check_half(const Tensor& x, const char* op, const char* name) {
   TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kHalf && x.is_contiguous(), op, ": ", name, " must be a contiguous f16 tensor on a GPU");
@@ -45,28 +43,6 @@ const uint16_t* order_of(const OptionalTensor& order, int64_t k, const char* op)
   if (!order.has_value()) return nullptr;
   TORCH_CHECK(order->is_cuda() && order->numel() == k && order->scalar_type() == at::kShort, op, ": order must be i16 [k]");
   return static_cast<const uint16_t*>(order->data_ptr());
-}
-
-// What the launches need to know of a device.
-struct Device {
-  int multiprocessors = 0;
-  int shared_bytes = 0;  // most that a block can ask for
-  bool overlap = false;  // programmatic dependent launch
-};
-
-const Device& device_of(int index) {
-  static std::mutex lock;
-  static std::map<int, Device> known;
-  const std::lock_guard<std::mutex> guard(lock);
-  const auto found = known.find(index);
-  if (found != known.end()) return found->second;
-  Device device;
-  int major = 0;
-  check(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index), "device");
-  check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "device");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "device");
-  device.overlap = major >= 9;
-  return known.emplace(index, device).first->second;
 }
 
 // Scratch memory of a stream: partial sums, and counters that are zero between launches. It only grows, and what was handed out is
@@ -143,7 +119,7 @@ Tensor norm_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTe
                  double offset, int64_t norm) {
   const c10::cuda::CUDAGuard guard(x.device());
   check_half(x, "norm_rows", "x");
-  const Device& device = device_of(x.device().index());
+  const Limits& device = limits_of(x);
   const Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
   const int k = static_cast<int>(x.size(-1));
@@ -170,7 +146,7 @@ void run_passes(Work work, int64_t t, int64_t step, const Start& start) {
 }
 
 // One to eight tokens, or several passes of them. False: the kernel cannot normalise and order x itself, and `own` asks for that.
-bool run_small(const exltui::Product& product, int64_t t, const uint16_t* order, bool own, const Device& device) {
+bool run_small(const exltui::Product& product, int64_t t, const uint16_t* order, bool own, const Limits& device) {
   exltui::LinearSmall work{};
   static_cast<exltui::Product&>(work) = product;
   work.order = order;
@@ -195,7 +171,7 @@ bool run_small(const exltui::Product& product, int64_t t, const uint16_t* order,
   return true;
 }
 
-void run_mixed(const exltui::Product& product, int64_t t, const uint16_t* places, const Device& device) {
+void run_mixed(const exltui::Product& product, int64_t t, const uint16_t* places, const Limits& device) {
   exltui::LinearMixed work{};
   static_cast<exltui::Product&>(work) = product;
   work.places = places;
@@ -218,7 +194,7 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   TORCH_CHECK(input.dim() == 2 && input.size(1) % 8 == 0, "linear_small: x must be [t, k] with k a multiple of 8");
   TORCH_CHECK(scalars.size() == 4, "linear_small: four scalars expected");
   TORCH_CHECK(order.has_value() == places.has_value(), "linear_small: an order and its inverse go together");
-  const Device& device = device_of(input.device().index());
+  const Limits& device = limits_of(input);
   const auto panels = read_panels(words, scales, fields);
   exltui::Product work{};
   work.panel_count = static_cast<int>(panels.size());
@@ -294,7 +270,7 @@ Tensor embed(const Tensor& tokens, const Tensor& table, double scale) {
   const Tensor y = at::empty({tokens.numel(), table.size(1)}, table.options());
   const exltui::Embed work{static_cast<const int*>(tokens.data_ptr()), halves(table), halves(y), static_cast<int>(tokens.numel()),
                            static_cast<int>(table.size(1)), static_cast<int>(table.size(0)), static_cast<float>(scale)};
-  check(exltui::embed(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(table.device().index()).overlap), "embed");
+  check(exltui::embed(work, c10::cuda::getCurrentCUDAStream().stream(), limits_of(table).overlap), "embed");
   return y;
 }
 
@@ -340,7 +316,7 @@ Tensor rope_store(const Tensor& qkv, const OptionalTensor& cosine, const Optiona
   work.t = t, work.h = h, work.g = g, work.d = d;
   work.d_rot = cosine.has_value() ? static_cast<int>(2 * cosine->size(1)) : 0;
   work.interleaved = interleaved;
-  check(exltui::rope_store(work, c10::cuda::getCurrentCUDAStream().stream(), device_of(qkv.device().index()).overlap), "rope_store");
+  check(exltui::rope_store(work, c10::cuda::getCurrentCUDAStream().stream(), limits_of(qkv).overlap), "rope_store");
   return q;
 }
 
@@ -352,7 +328,7 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   check_int(query_start, "attend", "query_start");
   check_int(lengths, "attend", "lengths");
   check_int(page_table, "attend", "page_table");
-  const Device& device = device_of(q.device().index());
+  const Limits& device = limits_of(q);
   exltui::AttendDecode work{};
   work.q = halves(q);
   work.pages = pages_of(k, v, k_scale, v_scale, bits);
@@ -436,7 +412,7 @@ void sample(const Tensor& logits, const Tensor& params, const Tensor& points, co
   work.broken = reinterpret_cast<int*>(work.bin_items + rows * kBins);
   work.drawn = static_cast<double*>(drawn.data_ptr());
   work.tokens = tokens.has_value() ? static_cast<int*>(tokens->data_ptr()) : nullptr;
-  check(exltui::sample(work, stream.stream(), device_of(logits.device().index()).overlap), "sample");
+  check(exltui::sample(work, stream.stream(), limits_of(logits).overlap), "sample");
 }
 
 }  // namespace

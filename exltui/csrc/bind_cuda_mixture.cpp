@@ -7,38 +7,12 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <map>
-#include <mutex>
-#include <optional>
-
+#include "bind_cuda.h"
 #include "cuda/mixture.cuh"
 
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-void check(cudaError_t status, const char* op) { TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status)); }
-
-struct Limits {
-  int shared_bytes = 0;  // most that a block can ask for
-  bool overlap = false;  // programmatic dependent launch
-};
-
-const Limits& limits_of(const Tensor& x) {
-  static std::mutex lock;
-  static std::map<int, Limits> known;
-  const std::lock_guard<std::mutex> guard(lock);
-  const int index = x.device().index();
-  const auto found = known.find(index);
-  if (found != known.end()) return found->second;
-  Limits device;
-  int major = 0;
-  check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "device");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "device");
-  device.overlap = major >= 9;
-  return known.emplace(index, device).first->second;
-}
+using namespace exltui::bind;
 
 void check_room(size_t bytes, const Tensor& x, const char* op) {
   TORCH_CHECK(bytes <= static_cast<size_t>(limits_of(x).shared_bytes), op, ": rows of ", x.size(-1), " values are too long");
