@@ -38,19 +38,20 @@ PEERS = ["llama Q4_0", "llama Q4_1", "llama Q8_0", "llama F16", "transformers bf
 
 
 class Native:
-    """The extension's operators, and the CPU seconds that were spent in them."""
+    """What calls into the extension go through, and the CPU seconds that were spent in any of them."""
 
-    def __init__(self, operators: Any) -> None:
-        self._operators = operators
-        self.seconds = 0.0
+    seconds = 0.0
+
+    def __init__(self, calls: Any) -> None:
+        self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
-        operator = getattr(self._operators, name)
+        function = getattr(self._calls, name)
 
         def call(*arguments: Any) -> Any:
             begin = time.thread_time()
-            result = operator(*arguments)
-            self.seconds += time.thread_time() - begin
+            result = function(*arguments)
+            Native.seconds += time.thread_time() - begin
             return result
 
         setattr(self, name, call)
@@ -66,7 +67,9 @@ def open_exltui(words: list[str], options: argparse.Namespace) -> Any:
     session = open_session(
         Path(options.model), LoadOptions(device="cpu", threads=options.threads, length=2048, **kind), _silent, lambda: False
     )
-    native = cpu._native = Native(cpu._native)
+    cpu._native = Native(cpu._native)
+    decoder = session.runner.model.decoder._run
+    decoder.native = Native(decoder.native)
 
     def run(ids: list[int]) -> tuple[float, float, float]:
         generator, marks, used = session.generator, list[float](), 0.0
@@ -75,9 +78,9 @@ def open_exltui(words: list[str], options: argparse.Namespace) -> Any:
         generator.submit(job)
         while generator.job_ids:
             if len(marks) <= 1:
-                native.seconds, used = 0.0, time.thread_time()
+                Native.seconds, used = 0.0, time.thread_time()
             marks += [time.perf_counter() for event in generator.advance() if isinstance(event, Text) and event.tokens]
-        outside = 1 - native.seconds / (time.thread_time() - used)
+        outside = 1 - Native.seconds / (time.thread_time() - used)
         return PROMPT / (marks[0] - begin), (len(marks) - 1) / (marks[-1] - marks[0]), outside
 
     return run

@@ -115,9 +115,9 @@ def test_the_stopwatch_splits_a_step(monkeypatch):
     for model in (3.0, 5.0):
         watch.begin()
         now[0] += 0.5
-        with watch.model():
+        with watch.model:
             now[0] += model
-        with watch.sampling():
+        with watch.sampling:
             now[0] += 0.25
         now[0] += 0.25
         watch.end()

@@ -122,12 +122,13 @@ def replies(directory: Path, specs: list[JobSpec], *, ahead: bool) -> dict[str, 
 
     def noted(places: Any) -> Any:
         launched.append(len(places))
-        return launch(places) if ahead else None
+        return launch(places)
 
+    runner.launches = ahead
     runner.launch = noted  # type: ignore[method-assign]
     generator = Generator(runner, tokenizer(), 1000, 256)
     done = replied(generator, specs, 0)
-    assert launched or any(spec.sampling.mirostat for spec in specs), "nothing could have run ahead"
+    assert bool(launched) == ahead or any(spec.sampling.mirostat for spec in specs), "nothing could have run ahead"
     return {id: (each.token_ids, each.stats.stop_reason) for id, each in done.items()}
 
 

@@ -189,7 +189,7 @@ def test_sixteen_bits_between_the_rows_stay_close(name: str, tmp_path: Path) -> 
     decoder = Decoder(spec, Checkpoint(tmp_path, renames=spec.renames), ops, 128)
     ids = decided(load(tmp_path), 100)
     step, cache = Step.build([Sequence(ids, 0, [0], "all")], ops.device), KVCache(spec, 1, (16, 16), ops.device)
-    got = decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows)
+    got = step.through(decoder, cache.layers)
     assert 1e-9 < nmse(got, reference_logits(reference, ids)) < HALF
 
 

@@ -126,7 +126,7 @@ def test_kernels_and_references_agree_within_the_rows_tolerances(original: Path)
         with recording(ops, calls):
             for start, stop in ((0, 30), (30, 39)):  # many rows, few rows
                 step = Step.build([Sequence(ids[start:stop], start, [0], "all")], CPU)
-                logits = decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows)
+                logits = step.through(decoder, cache.layers)
         assert len(calls) == 2 * (2 + 6 * len(spec.layers))
         worst = verify(calls)
         assert all(error <= 1e-6 for error in worst.values()), worst

@@ -131,7 +131,7 @@ def test_sixteen_bit_activations_stay_close(tmp_path: Path) -> None:
     ops.dtype = torch.float16
     decoder = Decoder(spec, Checkpoint(tmp_path), ops, 128)
     step, cache = Step.build([Sequence(tokens(100), 0, [0], "all")], ops.device), KVCache(spec, 1, (16, 16), ops.device)
-    got = decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows)
+    got = step.through(decoder, cache.layers)
     assert got.dtype == torch.float32
     assert 1e-9 < nmse(got, reference_logits(reference, tokens(100))) < 5e-6  # measured: 3e-7
 
@@ -148,7 +148,7 @@ def test_a_gpu_computes_what_transformers_computes(name: str, native: bool, tmp_
     ids, parts = tokens(300), []
     for start, stop in ((0, 290), (290, 292), (292, 300)):  # a prompt, and what kernels for few rows take
         step = Step.build([Sequence(ids[start:stop], start, [1, 0], "all")], ops.device)
-        parts.append(decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows).cpu())
+        parts.append(step.through(decoder, cache.layers).cpu())
     assert nmse(torch.cat(parts), reference_logits(reference, ids)) < 1e-5  # f16 weights, activations and cache
 
 

@@ -167,7 +167,7 @@ def test_multimodal_positions_turn_sections_on_their_own(tmp_path: Path) -> None
         expected = reference(torch.tensor([ids]), position_ids=planes.unsqueeze(1)).last_hidden_state[0] @ head.t()
     runner, step = fresh(model, 1), Step.build([Sequence(ids, 0, [0], "all")], model.device)
     plain = runner.step(step)
-    seeing = Step(step.tokens, replace(step.batch, planes=planes.to(torch.int32)), step.logit_rows)
-    got = runner.step(seeing)
+    seeing = replace(step.batch, planes=planes.to(torch.int32))
+    got = model.decoder.forward(step.tokens, seeing, runner.cache.layers, step.logit_rows)
     assert nmse(got, expected) <= 1e-9
     assert nmse(plain, expected) > 1e-4

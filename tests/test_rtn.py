@@ -127,7 +127,7 @@ def f32_logits(directory: Path, ids: list[int], *, native: bool) -> Tensor:
     cache = KVCache(spec, 1, (16, 16), ops.device, torch.float32)
     runs = [Sequence(ids[:60], 0, [0], "all"), *(Sequence([ids[i]], i, [0]) for i in range(60, len(ids)))]
     steps = (Step.build([run], ops.device) for run in runs)
-    return torch.cat([decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows) for step in steps])
+    return torch.cat([step.through(decoder, cache.layers) for step in steps])
 
 
 def assert_same_model(directory: Path, ids: list[int], expected: Tensor) -> None:

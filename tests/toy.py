@@ -7,7 +7,7 @@ a wrong page, a stale row or a copy that is too short gives other tokens than ``
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,10 +104,12 @@ class ToyRunner:
             assert length == int(batch.positions[starts[i + 1] - 1]) + 1
         return torch.from_numpy(np.array(logits, dtype=np.float32).reshape(-1, VOCABULARY))
 
-    def launch(self, places: list[Place]) -> ToyFlight | None:
+    @property
+    def launches(self) -> bool:
+        return self.ahead
+
+    def launch(self, places: list[Place]) -> ToyFlight:
         """Draw from the cache alone: tokens that the host has not seen yet come from the launch before."""
-        if not self.ahead:
-            return None
         self.steps += 1
         tokens = self.drawn if places[0].token is None else [place.token for place in places]
         assert len(tokens) == len(places) and all((place.token is None) == (places[0].token is None) for place in places)
@@ -135,7 +137,7 @@ class ToyRunner:
             assert len(said) == place.position + 1
             seen = Occurrences(tally.window, tally.decay).of(np.array(said, dtype=np.int64))
             penalties = Penalties(tally.repetition, tally.presence, tally.frequency, *seen)
-        return replace(params, point=place.point, penalties=penalties)
+        return params._replace(point=place.point, penalties=penalties)
 
 
 @dataclass

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -309,19 +310,15 @@ Tensor rope_store(const Tensor& qkv, const OptionalTensor& cos, const OptionalTe
 // ── attention ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 // Every token must belong to a sequence, stand within it, and find its pages among `pages`.
-BatchArgs read_batch(const char* op, const Tensor& positions, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table, int64_t t, int64_t pages) {
-  const int64_t b = lengths.numel();
-  TORCH_CHECK(page_table.dim() == 2, op, ": the page table must be [b, p]");
-  const int64_t width = page_table.size(1);
-  const BatchArgs batch{integers(op, "t of positions", positions, t), nullptr, integers(op, "b + 1 of query_start", query_start, b + 1),
-                        integers(op, "b of lengths", lengths, b), integers(op, "b * p of the page table", page_table, b * width), t, b, width};
+void check_batch(const char* op, const BatchArgs& batch, int64_t pages) {
+  const int64_t t = batch.t, b = batch.b;
   TORCH_CHECK(batch.query_start[0] == 0 && batch.query_start[b] == t, op, ": query_start must rise from 0 to ", t);
   for (int64_t i = 0; i < b; ++i) {
     const int32_t from = batch.query_start[i], to = batch.query_start[i + 1], length = batch.lengths[i];
     TORCH_CHECK(from <= to && to <= t, op, ": query_start must rise from 0 to ", t);
-    TORCH_CHECK(length <= width * PAGE, op, ": a sequence of ", length, " keys has ", width, " pages");
+    TORCH_CHECK(length <= batch.width * PAGE, op, ": a sequence of ", length, " keys has ", batch.width, " pages");
     for (int64_t j = 0; j * PAGE < length; ++j) {
-      const int32_t page = batch.page_table[i * width + j];
+      const int32_t page = batch.page_table[i * batch.width + j];
       TORCH_CHECK(page >= 0 && page < pages, op, ": page ", page, " is outside a cache of ", pages);
     }
     for (int32_t j = from; j < to; ++j) {
@@ -329,6 +326,15 @@ BatchArgs read_batch(const char* op, const Tensor& positions, const Tensor& quer
       TORCH_CHECK(position >= 0 && position < length, op, ": position ", position, " is outside a sequence of ", length);
     }
   }
+}
+
+BatchArgs read_batch(const char* op, const Tensor& positions, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table, int64_t t, int64_t pages) {
+  const int64_t b = lengths.numel();
+  TORCH_CHECK(page_table.dim() == 2, op, ": the page table must be [b, p]");
+  const int64_t width = page_table.size(1);
+  const BatchArgs batch{integers(op, "t of positions", positions, t), nullptr, integers(op, "b + 1 of query_start", query_start, b + 1),
+                        integers(op, "b of lengths", lengths, b), integers(op, "b * p of the page table", page_table, b * width), t, b, width};
+  check_batch(op, batch, pages);
   return batch;
 }
 
@@ -444,41 +450,46 @@ struct Decoder : torch::CustomClassHolder {
         if (given(cache(part))) kept_caches.push_back(*cache(part));
     }
   }
-};
 
-// The logits [r, n] of the rows `wanted` of tokens [t].
-Tensor run_decoder(const c10::intrusive_ptr<Decoder>& decoder, const Tensor& tokens, const Tensor& positions, const Tensor& slots, const Tensor& query_start, const Tensor& lengths,
-                   const Tensor& page_table, const Tensor& wanted) {
-  const char* op = "layers";
-  const int64_t t = tokens.numel(), r = wanted.numel(), k = decoder->embedding.k;
-  expect(op, "caches", static_cast<int64_t>(decoder->caches.size()), static_cast<int64_t>(decoder->layers.size()));
-  TORCH_CHECK(!decoder->head.empty(), op, ": there is no head");
-  const int32_t* ids = integers(op, "t of tokens", tokens, t);
-  for (int64_t i = 0; i < t; ++i) TORCH_CHECK(ids[i] >= 0 && ids[i] < decoder->embedding.n, op, ": token ", ids[i], " is outside a vocabulary of ", decoder->embedding.n);
-  BatchArgs batch = read_batch(op, positions, query_start, lengths, page_table, t, decoder->pages);
-  batch.slots = integers(op, "t of slots", slots, t);
-  check_slots(op, batch, decoder->pages, decoder->learned.w ? decoder->learned.n : decoder->table);
-  const int32_t* rows_wanted = integers(op, "r of the wanted rows", wanted, r);
-  Tensor y = at::empty({r, decoder->head[0].n}, at::TensorOptions().dtype(at::kFloat));
-  std::vector<float> x(static_cast<size_t>(t * k));
-  rows::embed(decoder->embedding, ids, t, decoder->embed_scale, false, x.data());
-  if (decoder->learned.w) rows::embed(decoder->learned, batch.positions, t, 1.0f, true, x.data());
-  const Context place = context();
-  for (size_t i = 0; i < decoder->layers.size(); ++i) rows::run_layer(place, decoder->layers[i], batch, decoder->caches[i].k, decoder->caches[i].v, x.data());
-  std::vector<float> last(static_cast<size_t>(r * k));
-  for (int64_t i = 0; i < r; ++i) {
-    const int64_t row = rows_wanted[i];
-    TORCH_CHECK(row >= 0 && row < t, op, ": row ", row, " is outside a step of ", t);
-    std::copy_n(x.data() + row * k, k, last.data() + i * k);
+  // The logits [r, n] of a step. `numbers`: tokens [t], positions [t], slots [t], query_start [b + 1], lengths [b], page table [b, p] and the
+  // rows that want logits [r], one behind the other; `sizes`: t, b, p, r. Making tensors of them would take far longer than reading them.
+  Tensor run(const std::vector<int64_t>& numbers, const std::vector<int64_t>& sizes) {
+    const char* op = "layers";
+    expect(op, "sizes of a step", static_cast<int64_t>(sizes.size()), 4);
+    const int64_t t = sizes[0], b = sizes[1], width = sizes[2], r = sizes[3], k = embedding.k;
+    for (const int64_t size : sizes) TORCH_CHECK(size >= 0 && size <= static_cast<int64_t>(numbers.size()), op, ": a step has a size of ", size);
+    expect(op, "numbers of a step", static_cast<int64_t>(numbers.size()), 3 * t + 2 * b + 1 + b * width + r);
+    expect(op, "caches", static_cast<int64_t>(caches.size()), static_cast<int64_t>(layers.size()));
+    TORCH_CHECK(!head.empty(), op, ": there is no head");
+    for (const int64_t number : numbers) TORCH_CHECK(number >= 0 && number <= std::numeric_limits<int32_t>::max(), op, ": ", number, " is no position");
+    const std::vector<int32_t> packet(numbers.begin(), numbers.end());
+    const int32_t *ids = packet.data(), *positions = ids + t, *slots = positions + t, *query_start = slots + t, *lengths = query_start + b + 1;
+    const int32_t *page_table = lengths + b, *wanted = page_table + b * width;
+    for (int64_t i = 0; i < t; ++i) TORCH_CHECK(ids[i] < embedding.n, op, ": token ", ids[i], " is outside a vocabulary of ", embedding.n);
+    const BatchArgs batch{positions, slots, query_start, lengths, page_table, t, b, width};
+    check_batch(op, batch, pages);
+    check_slots(op, batch, pages, learned.w ? learned.n : table);
+    Tensor y = at::empty({r, head[0].n}, at::TensorOptions().dtype(at::kFloat));
+    std::vector<float> x(static_cast<size_t>(t * k));
+    rows::embed(embedding, ids, t, embed_scale, false, x.data());
+    if (learned.w) rows::embed(learned, batch.positions, t, 1.0f, true, x.data());
+    const Context place = context();
+    for (size_t i = 0; i < layers.size(); ++i) rows::run_layer(place, layers[i], batch, caches[i].k, caches[i].v, x.data());
+    std::vector<float> last(static_cast<size_t>(r * k));
+    for (int64_t i = 0; i < r; ++i) {
+      const int64_t row = wanted[i];
+      TORCH_CHECK(row < t, op, ": row ", row, " is outside a step of ", t);
+      std::copy_n(x.data() + row * k, k, last.data() + i * k);
+    }
+    if (r > 0) rows::norm_linear(context(), last.data(), r, last_norm, head, y.mutable_data_ptr<float>());
+    return y;
   }
-  if (r > 0) rows::norm_linear(context(), last.data(), r, decoder->last_norm, decoder->head, y.mutable_data_ptr<float>());
-  return y;
-}
+};
 
 }  // namespace
 
 TORCH_LIBRARY(exltui_cpu, m) {
-  m.class_<Decoder>("Decoder").def(torch::init<>()).def("add", &Decoder::add).def("ends", &Decoder::ends).def("attach", &Decoder::attach);
+  m.class_<Decoder>("Decoder").def(torch::init<>()).def("add", &Decoder::add).def("ends", &Decoder::ends).def("attach", &Decoder::attach).def("run", &Decoder::run);
   m.def("configure(str cap, int threads) -> str", configure);
   m.def("pack(Tensor w, int format, Tensor? scales, Tensor? zeros, Tensor groups, Tensor? order, int[] shape) -> Tensor", pack);
   m.def("norm_linear(Tensor x, Tensor? norm, Tensor? norm_bias, float eps, bool rms, float offset, Tensor[] parts, int[] shapes, Tensor?[] biases) -> Tensor", norm_linear);
@@ -486,5 +497,4 @@ TORCH_LIBRARY(exltui_cpu, m) {
   m.def("linear_add(Tensor x, Tensor[] parts, int[] shapes, Tensor?[] biases, Tensor residual, float scale) -> Tensor", linear_add);
   m.def("rope_store(Tensor qkv, Tensor? cos, Tensor? sin, bool interleaved, Tensor positions, Tensor slots, Tensor(a!) k, Tensor(b!)? k_scale, int k_bits, Tensor(c!) v, Tensor(d!)? v_scale, int v_bits, Tensor? q_norm, float q_eps, float q_offset, Tensor? k_norm, float k_eps, float k_offset, int h, int d) -> Tensor", rope_store);
   m.def("attend(Tensor q, Tensor k, Tensor? k_scale, int k_bits, Tensor v, Tensor? v_scale, int v_bits, Tensor positions, Tensor query_start, Tensor lengths, Tensor page_table, float scale, float softcap, int window) -> Tensor", attend);
-  m.def("run_decoder(__torch__.torch.classes.exltui_cpu.Decoder decoder, Tensor tokens, Tensor positions, Tensor slots, Tensor query_start, Tensor lengths, Tensor page_table, Tensor wanted) -> Tensor", run_decoder);
 }

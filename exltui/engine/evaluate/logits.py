@@ -48,8 +48,8 @@ def logit_chunks(model: Model, ids: Sequence[int], *, bits: tuple[int, int] = (1
     cache, adapters = KVCache(model.spec, len(pages), bits, model.device), model.decoder.adapters
     for start in range(0, len(ids), chunk):
         run = Run(ids[start : start + chunk], start, pages, "all", adapters.mix(None))
-        step = Step.build([run], model.device)  # straight through the decoder: a graph for one use is not worth its capture
-        yield model.decoder.forward(step.tokens, step.batch, cache.layers, step.logit_rows, step.mix)
+        # Straight through the decoder: a graph for one use is not worth its capture.
+        yield Step.build([run], model.device).through(model.decoder, cache.layers)
 
 
 def check_ids(model: Model, ids: Sequence[int]) -> None:

@@ -124,18 +124,16 @@ def _in_turn(runner: Runner, context: int, pages: Sequence[range], steps: int) -
 def _ahead(runner: Runner, context: int, pages: Sequence[range], steps: int) -> Iterator[list[int]] | None:
     """The same with the next step launched before the tokens are read; None where that cannot be done."""
 
-    def launch(i: int) -> Flight | None:
+    def launch(i: int) -> Flight:
         return runner.launch([Place(None if i else 1, context + i, page, Seat(GREEDY), 0.0) for page in pages])
 
-    def run(flight: Flight | None) -> Iterator[list[int]]:
+    def run(flight: Flight) -> Iterator[list[int]]:
         for i in range(steps):
             following = launch(i + 1)
-            assert flight is not None
             yield [int(row[0]) for row in flight.read()]
             flight = following
 
-    first = launch(0)
-    return None if first is None else run(first)
+    return run(launch(0)) if runner.launches else None
 
 
 def _step_bytes(runner: Runner, context: int, batch: int) -> int:

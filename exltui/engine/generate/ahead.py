@@ -38,14 +38,13 @@ class Ahead:
 
     def begin(self, jobs: Sequence[Job]) -> bool:
         """Launch a step for ``jobs``, whose pages reach so far -> whether that could be done; otherwise it has to be run as any other."""
-        if not jobs or not all(job.steady for job in jobs):
+        if not self._runner.launches or not jobs or not all(job.steady for job in jobs):
             return False
         seats = [job.sampler.seat(job.tokens, job.limit - len(job.tokens)) for job in jobs]
         if any(seat is None for seat in seats):
             return False
-        return self._launch(
-            tuple(jobs), tuple(seat for seat in seats if seat is not None), tuple(len(job.tokens) for job in jobs), fed=True
-        )
+        self._launch(tuple(jobs), tuple(seat for seat in seats if seat is not None), tuple(len(job.tokens) for job in jobs), fed=True)
+        return True
 
     def follow(self, jobs: Sequence[Job]) -> None:
         """Launch the step behind the one on its way, if it has the same ``jobs`` and none of them is known to end with that one."""
@@ -56,15 +55,12 @@ class Ahead:
         if all(self._room.grow(job.track, 2) for job in jobs):
             self._launch(last.jobs, last.seats, tuple(length + 1 for length in last.lengths), fed=False)
 
-    def _launch(self, jobs: tuple[Job, ...], seats: tuple[Seat, ...], lengths: tuple[int, ...], *, fed: bool) -> bool:
+    def _launch(self, jobs: tuple[Job, ...], seats: tuple[Seat, ...], lengths: tuple[int, ...], *, fed: bool) -> None:
         places = [
             Place(job.tokens[-1] if fed else None, length - 1, job.track.pages, seat, job.sampler.point(length))
             for job, seat, length in zip(jobs, seats, lengths, strict=True)
         ]
-        flight = self._runner.launch(places)
-        if flight is not None:
-            self._launched.append(_Launched(jobs, seats, lengths, flight))
-        return flight is not None
+        self._launched.append(_Launched(jobs, seats, lengths, self._runner.launch(places)))
 
     def land(self, running: Sequence[Job]) -> list[tuple[Job, list[float]]]:
         """Wait for the older step -> the jobs of ``running`` that it still drew for, and what. A job that only the CPU can draw for is not

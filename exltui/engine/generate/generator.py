@@ -177,16 +177,11 @@ class Generator:
         sequences = [self._sequence(run) for run in runs]
         if self.drafter is not None and (reading := [self._sequence(run) for run in runs if run.track.reading]):
             self.drafter.read(reading)
-        with self.watch.model():
+        with self.watch.model:
             logits = self.runner.run(sequences)
-        by_job: dict[Job, list[_Run]] = {}
-        for run in runs:
-            by_job.setdefault(run.job, []).append(run)
-        for job, mine in by_job.items():
-            events.extend(self._computed(job, mine))
-        drawing = [run for run in runs if run.draws]
-        if drawing:
-            events.extend(self._draw(drawing, logits))
+        events += self._computed(runs)
+        if drawing := [run for run in runs if run.draws]:
+            events += self._draw(drawing, logits)
         self.watch.end()
         return events
 
@@ -195,7 +190,7 @@ class Generator:
         events: list[Event] = []
         for job, drawn in self._ahead.land(self._running):
             run = _Run(job, job.track, 1, [], draws=True)
-            self._computed(job, [run])
+            self._computed([run])
             events += self._take(run, 0, [drawn], NO_LOGITS, [])
         if not self._running:
             self._ahead.drop()
@@ -305,26 +300,28 @@ class Generator:
         self._leave(job)
         self._queue(job)
 
-    def _computed(self, job: Job, runs: Many[_Run]) -> list[Event]:
-        reading = job.reading
+    def _computed(self, runs: Many[_Run]) -> list[Event]:
+        """The keys and values of ``runs`` are in the cache -> how far the jobs that read have come."""
+        readers = [run.job for run in runs if run.track is run.job.track and run.job.reading]
         for run in runs:
             if run.track.reading:
                 self.tokens_read += run.count
             self.room.computed(run.track, run.count)
-        if reading:
+        events: list[Event] = []
+        for job in readers:
             job.drafted = job.track.computed
-        here = min(job.track.computed, job.prompt_tokens)
-        if not reading or here <= job.read:
-            return []  # a job that came back reads once more what it had read
-        job.read = here
-        return [Prefill(job.id, job.read, job.prompt_tokens, job.cached)]
+            here = min(job.drafted, job.prompt_tokens)
+            if here > job.read:  # a job that came back reads once more what it had read
+                job.read = here
+                events.append(Prefill(job.id, here, job.prompt_tokens, job.cached))
+        return events
 
     def _draw(self, runs: list[_Run], logits: Tensor) -> list[Event]:
         """Draw the next tokens of all jobs whose sequences end in this step; of one with drafts as many as hold, and one more."""
         logits = _guided(runs, logits)
         own = [run for run in runs if run.track is run.job.track]
         params = [self._params(run.job, run.drafts[:i]) for run in own for i in range(1 + len(run.drafts))]
-        with self.watch.sampling():
+        with self.watch.sampling:
             drawn = self.runner.model.ops.sample(logits, params).tolist()
         events: list[Event] = []
         at = 0
@@ -355,13 +352,11 @@ class Generator:
             if job not in self._running or i == len(run.drafts) or run.drafts[i] != int(token):
                 break
             held += 1
-        job.drafts = []
-        job.drafted = min(job.drafted, before + held)
-        job.pace.verified(len(run.drafts), held)
-        job.accepted_drafts += held
-        job.rejected_drafts += len(run.drafts) - held
-        if held and job in self._running:
-            self.room.computed(job.track, held)
+        if run.drafts:
+            job.verified(held)
+            job.drafted = min(job.drafted, before + held)
+            if held and job in self._running:
+                self.room.computed(job.track, held)
         return events
 
     def _accept(self, job: Job, token: int) -> list[Event]:

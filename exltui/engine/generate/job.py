@@ -55,7 +55,11 @@ class Job:
     first_token: float = 0.0
     stop_reason: str = ""
     stop_token: int | None = None
+    tracks: list[Track] = field(init=False)
     _strip: str = ""  # what healing wrote of the prompt's own text and is still to be cut off
+
+    def __post_init__(self) -> None:
+        self.tracks = [self.track] if self.guide is None else [self.track, self.guide]
 
     @property
     def id(self) -> str:
@@ -66,12 +70,8 @@ class Job:
         return self.track.tokens
 
     @property
-    def tracks(self) -> list[Track]:
-        return [self.track] if self.guide is None else [self.track, self.guide]
-
-    @property
     def reading(self) -> bool:
-        return any(track.reading for track in self.tracks)
+        return self.track.reading or (self.guide is not None and self.guide.reading)
 
     @property
     def may_draft(self) -> bool:
@@ -94,6 +94,13 @@ class Job:
             or self.host_draws
         )
         return not watched and not self.reading and new >= max(spec.min_new_tokens, 1)
+
+    def verified(self, held: int) -> None:
+        """The first ``held`` of its drafts were what was drawn."""
+        self.pace.verified(len(self.drafts), held)
+        self.accepted_drafts += held
+        self.rejected_drafts += len(self.drafts) - held
+        self.drafts = []
 
     def ends_with(self, count: int) -> bool:
         """Whether ``count`` more tokens, whatever they are, are its last."""
@@ -133,7 +140,7 @@ class Job:
             track.tokens.append(token)
         if self.constraint:
             self.constraint.accept(token)
-        state = self.streamer.state
+        state = self.streamer.state if self.guard else None
         text, count, match = self._unstripped(self.streamer.read(token)), 1, None
         if self.guard:
             text, count, match = self.guard.push(token, text, state)

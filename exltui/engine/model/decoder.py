@@ -179,6 +179,11 @@ class Decoder:
         return self._ropes[key]
 
     @property
+    def in_one_call(self) -> bool:
+        """Whether ``run`` can be used: there is one native call of all layers, and nobody wants to see its rows."""
+        return self._run is not None and self.ops.whole
+
+    @property
     def rows_alike(self) -> int:
         """How many rows a step may have so that each is computed as if it were alone."""
         return self.ops.rows_alike if self._run is not None else 1
@@ -188,6 +193,11 @@ class Decoder:
         """Every linear weight of the layers, without embedding, head and routers."""
         return [weight for layer in self.layers for weight in layer.weights]
 
+    def run(self, numbers: list[int], sizes: tuple[int, int, int, int], cache: list[CacheLayer]) -> Tensor:
+        """What ``forward`` computes of a step without adapters, from its plain numbers (engine/run/step.py)."""
+        assert self._run is not None
+        return references.capped(self._run(numbers, sizes, cache), self.spec.logit_scale, self.spec.logit_softcap)
+
     def forward(self, tokens: Tensor, batch: Batch, cache: list[CacheLayer], logit_rows: Tensor, mix: Tensor | None = None) -> Tensor:
         """``tokens`` [t] i32 -> logits [r, v] f32 of the rows ``logit_rows`` [r] i32; keys and values of all tokens go to ``cache``.
 
@@ -195,9 +205,6 @@ class Decoder:
         """
         ops, spec = self.ops, self.spec
         with torch.inference_mode():
-            if mix is None and self._run is not None and ops.whole and batch.planes is None:
-                logits = references.capped(self._run(tokens, batch, cache, logit_rows), spec.logit_scale, spec.logit_softcap)
-                return logits if logits.shape[1] == spec.vocab else logits[:, : spec.vocab]
             x = ops.embed(tokens, self.embedding, spec.embed_scale, self.dtype)
             if self.positions is not None:
                 x = x + ops.embed(batch.positions, self.positions, 1.0, self.dtype)

@@ -9,7 +9,7 @@ a decoder's forward pass, from the same rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -175,9 +175,8 @@ def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> 
 
 
 def sample(logits: Tensor, params: Sequence[SampleParams]) -> Tensor:
-    expect("sample", "params", len(params), logits.shape[0])
     parts, widths = _parts(params), [p.width or logits.shape[1] for p in params]
-    drawn: Tensor = _native.sample(logits.float(), parts, widths, [p.point for p in params])
+    drawn: Tensor = _native.sample(logits, parts, widths, [p.point for p in params])
     if any(row[0] == BROKEN for row in drawn.tolist()):
         broken()
     return drawn
@@ -203,29 +202,33 @@ def distribution(logits: Tensor, p: SampleParams) -> tuple[Tensor, Tensor]:
     return found
 
 
-def compile_decoder(decoder: Any) -> Callable[[Tensor, Batch, Sequence[CacheLayer], Tensor], Tensor] | None:
-    """One call for all of a decoder's forward pass without adapters, up to the scale of the logits; None where a row needs a reference."""
+class Whole:
+    """All of a decoder's forward pass without adapters in one native call, up to the scale of the logits."""
+
+    def __init__(self, native: Any, vocab: int, padded: bool) -> None:
+        self.native = native
+        self._vocab, self._padded = vocab, padded
+        self._cache: Sequence[CacheLayer] | None = None
+
+    def __call__(self, numbers: list[int], sizes: Sequence[int], cache: Sequence[CacheLayer]) -> Tensor:
+        """The logits [r, v] f32 of a step, from its numbers and their sizes as engine/run/step.py lays them out."""
+        if cache is not self._cache:  # a runner has one cache, and taking it apart takes longer than a row
+            parts = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
+            self.native.attach(parts, [width for layer in cache for width in (layer.k_bits, layer.v_bits)])
+            self._cache = cache
+        logits: Tensor = self.native.run(numbers, sizes)
+        return logits[:, : self._vocab] if self._padded else logits
+
+
+def compile_decoder(decoder: Any) -> Whole | None:
+    """One call of ``decoder``; None where a row needs a reference."""
     if decoder.head.format not in KINDS or not all(_in_one_call(layer) for layer in decoder.layers):
         return None
-    compiled = torch.classes.exltui_cpu.Decoder()
+    native, spec = torch.classes.exltui_cpu.Decoder(), decoder.spec
     for layer in decoder.layers:
-        compiled.add(*_layer_arguments(layer), decoder.spec.residual_scale)
-    compiled.ends(
-        decoder.embedding.contiguous(), decoder.spec.embed_scale, decoder.positions, *_norm(decoder.final_norm), *_weights((decoder.head,))
-    )
-    attached: Sequence[CacheLayer] | None = None
-
-    def run(tokens: Tensor, batch: Batch, cache: Sequence[CacheLayer], logit_rows: Tensor) -> Tensor:
-        nonlocal attached
-        if cache is not attached:  # a runner has one cache, and taking it apart takes longer than a row
-            parts = [part for layer in cache for part in (layer.k, layer.v, layer.k_scale, layer.v_scale)]
-            compiled.attach(parts, [width for layer in cache for width in (layer.k_bits, layer.v_bits)])
-            attached = cache
-        where = (batch.positions, batch.slots, batch.query_start, batch.lengths, batch.page_table)
-        logits: Tensor = _native.run_decoder(compiled, tokens, *where, logit_rows)
-        return logits
-
-    return run
+        native.add(*_layer_arguments(layer), spec.residual_scale)
+    native.ends(decoder.embedding.contiguous(), spec.embed_scale, decoder.positions, *_norm(decoder.final_norm), *_weights((decoder.head,)))
+    return Whole(native, spec.vocab, decoder.head.shape[0] != spec.vocab)
 
 
 def _in_one_call(layer: Any) -> bool:

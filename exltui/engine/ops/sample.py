@@ -51,8 +51,7 @@ class Penalties:
     counts: Tensor  # [m] f32
 
 
-@dataclass(frozen=True, slots=True)
-class SampleParams:
+class SampleParams(NamedTuple):
     """One row's parameters. A greedy row has the one rule ``top_k`` 1."""
 
     rules: tuple[Rule, ...] = ()

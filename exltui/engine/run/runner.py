@@ -23,6 +23,7 @@ class Runner:
         self._rows = model.decoder.rows_alike if reproducible else None
         suited = not reproducible and DecodeGraphs.suit(model, cache)
         self._graphs = DecodeGraphs(model.decoder, cache, model.context) if suited else None
+        self.launches = suited  # whether a step that decodes and draws can run without the host
 
     @property
     def adapters(self) -> AdapterBank:
@@ -41,8 +42,9 @@ class Runner:
             return self._graphs.run(step)
         if self._graphs is not None and step.verifies:
             return self._graphs.verify(step)
-        return self.model.decoder.forward(step.tokens, step.batch, self.cache.layers, step.logit_rows, step.mix)
+        return step.through(self.model.decoder, self.cache.layers)
 
-    def launch(self, places: Many[Place]) -> Flight | None:
-        """Start a step that decodes and draws, without waiting for it; None where each step needs the host."""
-        return None if self._graphs is None else self._graphs.launch(places)
+    def launch(self, places: Many[Place]) -> Flight:
+        """Start such a step, and do not wait for it."""
+        assert self._graphs is not None
+        return self._graphs.launch(places)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from exltui.engine.ops.types import PAGE, Batch
+from exltui.engine.model.decoder import Decoder
+from exltui.engine.ops.types import PAGE, Batch, CacheLayer
 
 MAX_DECODES = 32  # sequences that decode in one step
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(NamedTuple):
     """A run of tokens of one job. ``start`` is the position of the first; ``pages`` cover every position up to the last."""
 
     tokens: Many[int]
@@ -27,29 +27,62 @@ class Sequence:
     mix: tuple[tuple[int, float], ...] = ()  # (slot, scale) of the adapters that it uses
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Step:
-    tokens: Tensor  # [t] i32
-    batch: Batch
-    logit_rows: Tensor  # [r] i32, rows of ``tokens``
+    """The packet. Its numbers stay on the host until somebody wants them as tensors: where all layers are one native call, nobody does."""
+
+    numbers: list[int]  # tokens, positions, slots, query_start, lengths, page table and logit rows, one behind the other
+    sizes: tuple[int, int, int, int]  # tokens, sequences, pages of the longest, rows that want logits
+    spans: tuple[list[int], list[int]]  # query_start and lengths
+    device: torch.device
     mix: Tensor | None = None  # [t, slots] f32: how much of each adapter each token uses; None: none of any
 
     @property
     def decodes(self) -> bool:
         """Whether every sequence gives one token, without adapters, and all want their logits: a batch that decodes."""
-        rows, sequences = self.tokens.shape[0], self.batch.lengths.shape[0]
-        plain = self.batch.planes is None and self.mix is None
-        return plain and rows == sequences == self.logit_rows.shape[0] <= MAX_DECODES
+        tokens, sequences, _, rows = self.sizes
+        return self.mix is None and tokens == sequences == rows <= MAX_DECODES
 
     @property
     def verifies(self) -> bool:
         """Whether it has few tokens, without adapters, that all want their logits: drafts, and what they follow."""
-        plain = self.batch.planes is None and self.mix is None
-        return plain and self.tokens.shape[0] == self.logit_rows.shape[0] <= MAX_DECODES
+        tokens, _, _, rows = self.sizes
+        return self.mix is None and tokens == rows <= MAX_DECODES
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, ...]:
+        """Views of the numbers on the device, where they come in one copy."""
+        if self.device.type == "cuda":
+            packet = torch.tensor(self.numbers, dtype=torch.int32, pin_memory=True).to(self.device, non_blocking=True)
+        else:
+            packet = torch.tensor(self.numbers, dtype=torch.int32)
+        t, b, width, r = self.sizes
+        return tuple(packet.split_with_sizes([t, t, t, b + 1, b, b * width, r]))
+
+    @property
+    def tokens(self) -> Tensor:
+        """[t] i32."""
+        return self._parts[0]
+
+    @cached_property
+    def batch(self) -> Batch:
+        _, positions, slots, starts, lengths, table, _ = self._parts
+        return Batch(positions, slots, starts, lengths, table.view(-1, self.sizes[2]), self.spans)
+
+    @property
+    def logit_rows(self) -> Tensor:
+        """[r] i32, rows of ``tokens``."""
+        return self._parts[6]
+
+    def through(self, decoder: Decoder, cache: list[CacheLayer]) -> Tensor:
+        """What ``decoder`` makes of it -> logits [r, v] f32; keys and values of all tokens go to ``cache``."""
+        if self.mix is None and decoder.in_one_call:
+            return decoder.run(self.numbers, self.sizes, cache)
+        return decoder.forward(self.tokens, self.batch, cache, self.logit_rows, self.mix)
 
     @staticmethod
     def build(sequences: Many[Sequence], device: torch.device) -> Step:
-        """Lay the sequences side by side. Logit rows come in the order of the sequences. All numbers travel in one copy."""
+        """Lay the sequences side by side. Logit rows come in the order of the sequences."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -59,25 +92,19 @@ class Step:
             count, pages = len(sequence.tokens), sequence.pages
             here = range(sequence.start, sequence.start + count)
             positions.extend(here)
-            slots.extend(pages[position // PAGE] * PAGE + position % PAGE for position in here)
+            slots.extend([pages[position // PAGE] * PAGE + position % PAGE for position in here])
             if sequence.logits != "none":
                 rows.extend(range(len(tokens) + (count - 1 if sequence.logits == "last" else 0), len(tokens) + count))
             tokens.extend(sequence.tokens)
             starts.append(len(tokens))
             lengths.append(sequence.start + count)
-        width = max(-(-length // PAGE) for length in lengths)
+        width = -(-max(lengths) // PAGE)
         table: list[int] = []
         for sequence in sequences:
-            table.extend([*sequence.pages[:width], *[0] * (width - len(sequence.pages))])
-        parts = (tokens, positions, slots, starts, lengths, table, rows)
-        numbers = [number for part in parts for number in part]
-        if device.type == "cuda":
-            packet = torch.tensor(numbers, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
-        else:  # torch.tensor would take a tenth of Python's share of a step
-            packet = torch.from_numpy(np.array(numbers, dtype=np.int32))
-        ids, at, places, begins, ends, pages_of, wanted = packet.split_with_sizes([len(part) for part in parts])
-        batch = Batch(at, places, begins, ends, pages_of.view(-1, width), (starts, lengths))
-        return Step(ids, batch, wanted, _mix(sequences, device))
+            table += [*sequence.pages[:width], *[0] * (width - len(sequence.pages))]
+        numbers = [*tokens, *positions, *slots, *starts, *lengths, *table, *rows]
+        sizes = len(tokens), len(lengths), width, len(rows)
+        return Step(numbers, sizes, (starts, lengths), device, _mix(sequences, device))
 
 
 def portions(sequences: Many[Sequence], rows: int) -> Iterator[list[Sequence]]:

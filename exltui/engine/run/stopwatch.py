@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 
 import torch
 
 from exltui.meter import StepTimes
+
+
+class Part:
+    """The seconds of what runs within it, and the place on a GPU where that begins and ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self.marks = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else None
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+        if self.marks:
+            self.marks[0].record()
+
+    def __exit__(self, *_: object) -> None:
+        if self.marks:
+            self.marks[1].record()
+        self.seconds += time.perf_counter() - self._started
 
 
 class Stopwatch:
@@ -20,48 +37,34 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._marks = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else None
+        self.model = Part(device)
+        self.sampling = Part(torch.device("cpu"))  # the host waits for its end
         self._lock = threading.Lock()
         self._steps = 0
-        self._sums = [0.0, 0.0, 0.0]  # seconds: host, model, sampling
-        self._began = self._model = self._sampling = 0.0
+        self._sums = (0.0, 0.0, 0.0)  # seconds: host, model, sampling
+        self._began = 0.0
 
     def begin(self) -> None:
         """A step begins."""
-        self._began, self._model, self._sampling = time.perf_counter(), 0.0, 0.0
-
-    @contextlib.contextmanager
-    def model(self) -> Iterator[None]:
-        started = time.perf_counter()
-        if self._marks:
-            self._marks[0].record()
-        yield
-        if self._marks:
-            self._marks[1].record()
-        self._model += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._sampling += time.perf_counter() - started
+        self._began, self.model.seconds, self.sampling.seconds = time.perf_counter(), 0.0, 0.0
 
     def end(self) -> None:
         """The step is over."""
-        whole, model, sampling = time.perf_counter() - self._began, self._model, self._sampling
+        whole, model, sampling = time.perf_counter() - self._began, self.model.seconds, self.sampling.seconds
         host = whole - model - sampling
-        if self._marks:
-            if not sampling or not self._marks[1].query():
+        if marks := self.model.marks:
+            if not sampling or not marks[1].query():
                 return
-            on_gpu = self._marks[0].elapsed_time(self._marks[1]) / 1000
+            on_gpu = marks[0].elapsed_time(marks[1]) / 1000
             model, sampling = on_gpu, max(0.0, model + sampling - on_gpu)
         with self._lock:
             self._steps += 1
-            self._sums = [total + part for total, part in zip(self._sums, (host, model, sampling), strict=True)]
+            before = self._sums
+            self._sums = before[0] + host, before[1] + model, before[2] + sampling
 
     def take(self) -> StepTimes | None:
         """The averages since the last time, if there was a step."""
         with self._lock:
             steps, sums = self._steps, self._sums
-            self._steps, self._sums = 0, [0.0, 0.0, 0.0]
+            self._steps, self._sums = 0, (0.0, 0.0, 0.0)
         return StepTimes(steps, *(total / steps for total in sums)) if steps else None
