@@ -45,6 +45,11 @@ def presets_dirs() -> tuple[Path, Path]:
     return _user("config") / "presets", package_dir() / "presets"
 
 
+def characters_dir() -> Path:
+    """The person's own system prompts and characters."""
+    return _user("config") / "characters"
+
+
 def log_file() -> Path:
     return _user("log") / "exltui.log"
 

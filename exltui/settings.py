@@ -36,7 +36,7 @@ class Settings:
     sampling: Sampling | None = None  # the person's own; None: what the files of each model recommend
     load: LoadOptions = field(default_factory=LoadOptions)
     keys: dict[str, str] = field(default_factory=dict)  # action: keys, as the help screen names them
-    systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
+    you: str = ""  # what the person is called: above their messages, and by characters
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None  # longest reply; None: until the context is full
     kept_pages: float = 2.0  # GB of keys and values of chats on the disk, so that they go on without being read again; 0: none

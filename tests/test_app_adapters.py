@@ -109,14 +109,16 @@ async def test_another_model_has_none_of_them():
         assert stage.app.observed.adapters == {}
 
 
-async def test_a_and_b_differ_in_sampler_adapters_and_system_prompt():
-    stage = stage_with_adapters("Arr.", "The Moon.", systems={"terse": "Be terse."})
+async def test_a_and_b_differ_in_sampler_adapters_and_system_prompt(tmp_path):
+    (tmp_path / "terse.md").write_text("Be terse.")
+    stage = stage_with_adapters("Arr.", "The Moon.", characters_dir=tmp_path)
     async with stage.app.run_test(size=WIDE) as pilot:
         await stage.load(pilot)
         await stage.say(pilot, "/lora pirate:0.8")
         await stage.play(pilot, 0.2)
         stage.app.dialogue.conversation.add("user", TIDES)
         await stage.say(pilot, "/compare")
+        await stage.settle(pilot)
         assert isinstance(stage.app.screen, FormScreen)
         # A: the preset "default"; B: no adapter, the kept system prompt.
         await pilot.press("right", "down", "down", "down", "down", "right", "down", "right", "right", "down", "enter")

@@ -171,23 +171,6 @@ async def test_older_messages_are_summarised_into_the_note():
         assert TIDES not in " ".join(turn.content for turn in turns)
 
 
-async def test_a_system_prompt_is_kept_under_a_name_and_used_in_another_chat():
-    stage = Stage(client=Speaker(["Arr.", "Arr."]))
-    async with stage.app.run_test(size=WIDE) as pilot:
-        await stage.load(pilot)
-        await stage.say(pilot, "/system You are a pirate.")
-        await stage.say(pilot, "/systems")
-        await pilot.press("end", "down", "enter", *"pirate", "enter")
-        await stage.settle(pilot)
-        assert stage.app._unsaved.get("systems") == {"pirate": "You are a pirate."} or stage.remembered["systems"]
-        await stage.ask(pilot, TIDES)
-        await pilot.press("ctrl+n")
-        await stage.say(pilot, "/systems")
-        await pilot.press(*"pirate", "enter")
-        await stage.settle(pilot)
-        assert stage.app.dialogue.conversation.system == "You are a pirate."
-
-
 # ── the sampler ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

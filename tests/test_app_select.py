@@ -69,23 +69,23 @@ async def test_ctrl_c_copies_what_is_selected_and_escape_leaves():
 
 
 async def test_the_settings_form_has_every_setting_of_the_file():
-    stage = Stage(client=Speaker([]), systems={"terse": "Be terse."})
+    stage = Stage(client=Speaker([]))
     async with stage.app.run_test(size=WIDE) as pilot:
         await stage.load(pilot)
         await pilot.press("f9")
         form = stage.app.screen
         assert isinstance(form, FormScreen)
         keys = {row.key for row in form._rows}
-        wanted = {field.name for field in dataclasses.fields(Settings)} - {"last_model", "sampling", "load", "keys", "systems"}
+        wanted = {field.name for field in dataclasses.fields(Settings)} - {"last_model", "sampling", "load", "keys"}
         wanted |= {field.name for field in dataclasses.fields(LoadOptions)}
         wanted |= {f"sampling.{setting.name}" for setting in SETTINGS if setting.group != "guidance"}
-        wanted |= {f"keys.{id}" for _, id, _ in places()} | {"systems.terse"}
+        wanted |= {f"keys.{id}" for _, id, _ in places()}
         assert keys >= wanted, f"missing: {sorted(wanted - keys)}"
         assert all(row.help for row in form._rows)
 
 
-async def test_a_key_a_sampler_value_and_a_system_prompt_can_be_set_there():
-    stage = Stage(client=Speaker([]), systems={"terse": "Be terse."})
+async def test_a_key_a_sampler_value_and_a_name_can_be_set_there():
+    stage = Stage(client=Speaker([]))
     async with stage.app.run_test(size=WIDE) as pilot:
         await stage.load(pilot)
         await pilot.press("f9")
@@ -93,13 +93,13 @@ async def test_a_key_a_sampler_value_and_a_system_prompt_can_be_set_there():
         rows = {row.key: row for row in form._rows}
         form._set(rows["keys.chat.find"], "f11")
         form._set(rows["sampling.top_k"], 7)
-        form._set(rows["systems.terse"], "")
+        form._set(rows["you"], "Ada")
         form._set(rows["models_dirs"], ("/data/models",))
         await stage.settle(pilot)
         assert stage.app.dialogue.sampling.top_k == 7
         stage.app._save_settings()
         assert stage.remembered["keys"] == {"chat.find": "f11"}
-        assert stage.remembered["systems"] == {}
+        assert stage.remembered["you"] == stage.app.dialogue.you == "Ada"
         assert stage.remembered["models_dirs"] == ("/data/models",)
         form._set(rows["keys.chat.find"], "f1")
         await stage.settle(pilot)

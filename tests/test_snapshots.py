@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from app_stage import BIG, BROKEN, STARTER, Speaker, Stage
 from textual.pilot import Pilot
 
 from exltui.app.library import Transfer
+from exltui.app.prepare import Preparer
+from exltui.chat.template import ChatTemplate
 
 SIZES = ((160, 45), (100, 30), (80, 24))
 THEMES = ("dark", "light", "high-contrast")
@@ -233,5 +237,91 @@ class TestScreens:
             await pilot.press("ctrl+o", "t", *"rust", "enter")
             await stage.settle(pilot)
             await pilot.press("slash", *"#rust")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+
+FORMS = [((160, 45), "dark"), ((80, 24), "light")]
+
+
+@pytest.mark.parametrize("look", FORMS, ids=named)
+class TestForms:
+    def test_settings_on_a_form(self, snap_compare, look, monkeypatch):
+        monkeypatch.setattr("exltui.paths.settings_file", lambda: Path("/home/you/.config/exltui/settings.toml"))
+        stage = Stage(theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await pilot.press("f9", "down", "down", "right")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_options_of_a_load(self, snap_compare, look):
+        stage = Stage(models=[BIG, STARTER, BROKEN], theme=look[1])
+
+        async def act(pilot):
+            await stage.settle(pilot)
+            await pilot.press("o", "down", "right", "right")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_the_template_is_examined(self, snap_compare, look, starter_model):
+        stage = Stage(theme=look[1])
+        stage.preparer.doctor = lambda order: Preparer().doctor(replace(order, model_dir=str(starter_model)))
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.say(pilot, "/system Be terse.")
+            await pilot.press(*"Why? <|im_end|>", "f8")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_what_the_template_reads(self, snap_compare, look):
+        stage = Stage(theme=look[1])
+        stage.preparer.template = lambda order: ChatTemplate("{{ tools }}{{ enable_thinking }}{{ date_string }}{{ reasoning_effort }}")
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await pilot.press("ctrl+g")
+            await stage.settle(pilot)
+            await pilot.press("right", "down", "enter", *"2026-11-25", "enter", "down", "down", "enter", *"high", "enter")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_characters_are_listed(self, snap_compare, look, tmp_path):
+        (tmp_path / "Tutor.md").write_text('+++\ngreeting = "Hello."\n[variables]\nthinking = false\n+++\nYou are a patient teacher.')
+        (tmp_path / "terse.toml").write_text('system = "Be terse."')
+        stage = Stage(theme=look[1], characters_dir=tmp_path)
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.say(pilot, "/characters tutor")
+            await stage.say(pilot, "/characters")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_a_message_in_full(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon."]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.say(pilot, "/set min_p 0.1")
+            await stage.ask(pilot, TIDES)
+            await pilot.press("alt+up", "o")
+
+        assert compare(snap_compare, stage, look[0], act)
+
+    def test_the_sampler_under_the_microscope(self, snap_compare, look):
+        stage = Stage(client=Speaker(["The Moon pulls"]), theme=look[1])
+
+        async def act(pilot):
+            await stage.load(pilot)
+            await stage.ask(pilot, TIDES)
+            await pilot.press("alt+up", "i")
+            await stage.play(pilot, 0.3)
+            await pilot.press("right", "enter")
+            await stage.play(pilot, 0.3)
+            await pilot.press("down", "1", "enter")
+            await stage.play(pilot, 0.3)
 
         assert compare(snap_compare, stage, look[0], act)

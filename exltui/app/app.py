@@ -25,6 +25,7 @@ from exltui import paths, protocol
 from exltui.app.actions import APP_ACTIONS, BY_ID, COMMANDS, DO
 from exltui.app.adapters import AdapterDesk
 from exltui.app.branches import BranchDesk
+from exltui.app.characters import CharacterDesk
 from exltui.app.chats import ChatDesk
 from exltui.app.clipboard import copy_with_tool, describe, to_file, too_long
 from exltui.app.compare import CompareDesk
@@ -38,7 +39,7 @@ from exltui.app.link import PlainSigns, WatchedFile, hung_up, wants_plain_signs,
 from exltui.app.looks import LooksDesk
 from exltui.app.messages import MessageDesk
 from exltui.app.microscope import MicroscopeDesk
-from exltui.app.observed import Observed
+from exltui.app.observed import Observed, coalesced
 from exltui.app.palette import Actions
 from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
@@ -50,7 +51,9 @@ from exltui.app.revision import TITLES
 from exltui.app.screens.help import binding_rows, help_text, place_name
 from exltui.app.screens.loader import LoaderScreen
 from exltui.app.screens.main import MainScreen
+from exltui.app.screens.pick import PickScreen
 from exltui.app.screens.sheet import SheetScreen
+from exltui.app.variables import VariableDesk
 from exltui.app.view import ScreenView
 from exltui.app.widgets.prompt import PromptBox
 from exltui.errors import ExltuiError
@@ -104,6 +107,7 @@ class ExltuiApp(App[None]):
         self.dialogue = Dialogue(parts.client, self.observed, self.view, parts.records, self.work_aside, parts.preparer)
         self.dialogue.sampling, self.dialogue.max_new_tokens = parts.sampling or Sampling(), parts.max_new_tokens
         self.dialogue.system = self.dialogue.conversation.system = parts.system
+        self.dialogue.you = parts.you
         self.errands = Errands(parts.client, self.work_aside, parts.preparer)
         self.queries = Queries(parts.client, self.wake)
         self.microscope: MicroscopeDesk = MicroscopeDesk(self)
@@ -114,6 +118,8 @@ class ExltuiApp(App[None]):
         self.desk: ModelDesk = ModelDesk(self)
         self.messages: MessageDesk = MessageDesk(self)
         self.context: ContextDesk = ContextDesk(self)
+        self.characters: CharacterDesk = CharacterDesk(self)
+        self.variables: VariableDesk = VariableDesk(self)
         self.presets: PresetDesk = PresetDesk(self)
         self.looks: LooksDesk = LooksDesk(self)
 
@@ -380,7 +386,11 @@ class ExltuiApp(App[None]):
         return super().pop_screen() if len(self.screen_stack) > 1 else AwaitComplete.nothing()
 
     async def on_event(self, event: events.Event) -> None:
-        """As Textual's. A slash on a message begins a command: the prompt has the focus before the next key of the packet is handed out."""
+        """As Textual's. A slash on a message begins a command: the prompt has the focus before the next key of the packet is handed out.
+        The keys of a list to choose from come before the app's own.
+        """
+        if isinstance(event, events.Key) and isinstance(self.screen, PickScreen) and self.screen.take(event.key):
+            return
         if isinstance(event, events.Key) and event.key == "slash" and self.focused is not None and self.focused is self._talk_at_rest():
             self.screen.set_focus(self.main.prompt)
         await super().on_event(event)
@@ -483,15 +493,3 @@ class ExltuiApp(App[None]):
         elif not self.dialogue.stop():
             self.tell("Ctrl+C again quits.", "A reply that is being written is saved.")
         self._interrupted_at = now
-
-
-def coalesced(events: list[protocol.Event]) -> list[protocol.Event]:
-    """The same events with neighbouring texts of one job joined: one repaint instead of several."""
-    joined: list[protocol.Event] = []
-    for event in events:
-        last = joined[-1] if joined else None
-        if isinstance(event, protocol.Text) and isinstance(last, protocol.Text) and last.id == event.id:
-            joined[-1] = protocol.Text(event.id, last.text + event.text, last.tokens + event.tokens)
-        else:
-            joined.append(event)
-    return joined

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from exltui.app.dialogue import Variant
 from exltui.app.screens.form import FormScreen, Row
+from exltui.chat.characters import Character
 from exltui.errors import SamplingError
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ class CompareDesk:
     def __init__(self, app: ExltuiApp) -> None:
         self._app = app
         self._values: dict[str, Any] = {}  # what was chosen last, for the next time
+        self._systems: dict[str, str] = {}  # the person's own system prompts
 
     def compare(self, names: str) -> None:
         """``A B``: two sampler presets; "": the form."""
         presets = self._app.presets.all
         if not names:
-            self._form()
+            self._app.characters.read(self._form)
             return
         wanted = names.split()
         if len(wanted) != 2 or any(name not in presets for name in wanted):
@@ -34,16 +36,17 @@ class CompareDesk:
             return
         self._app.messages.side_by_side([Variant(name, presets[name]) for name in wanted])
 
-    def _form(self) -> None:
+    def _form(self, characters: list[Character]) -> None:
         samplers = (NOW, *self._app.presets.all)
-        systems = (NOW, NONE, *self._app.parts.systems)
+        self._systems = {each.name: each.text("system", self._app.parts.you or "User") for each in characters if not each.problem}
+        systems = (NOW, NONE, *self._systems)
         adapters = self._adapter_choices()
         rows: list[Row] = []
         for side in ("A", "B"):
             rows += [
                 Row(f"{side}.sampler", "sampler", "The settings of the pane, or a preset.", side, samplers),
                 Row(f"{side}.lora", "LoRA", "Which adapters act, and how strongly; /lora loads others.", side, adapters),
-                Row(f"{side}.system", "system prompt", "The chat's own, none, or one that you keep (/systems).", side, systems),
+                Row(f"{side}.system", "system prompt", "The chat's own, none, or one of your own (/characters).", side, systems),
             ]
         defaults = {row.key: NOW for row in rows}
         kept = {row.key: self._values[row.key] for row in rows if self._values.get(row.key) in row.choices}
@@ -77,5 +80,5 @@ class CompareDesk:
             " · ".join([side, *told]),
             self._app.dialogue.sampling if sampler == NOW else self._app.presets.all[sampler],
             None if lora == NOW else () if lora == NONE else ((name, float(scale)),),
-            None if system == NOW else self._app.parts.systems.get(system, ""),
+            None if system == NOW else self._systems.get(system, ""),
         )

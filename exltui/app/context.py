@@ -167,33 +167,6 @@ class ContextDesk:
         choices += [Choice(form.name, form.name, form.mark, "●" * (form.name == now)) for form in FORMATS.values()]
         self._app.push_screen(PickScreen("Prompt format", choices, at=now), take)
 
-    def library(self) -> None:
-        """A system prompt from the person's own; the one that is set can be kept there."""
-        own = self._app.parts.systems
-        now = self._app.dialogue.conversation.system
-
-        def take(key: str | None) -> None:
-            if key is None:
-                return
-            if key == "=keep":
-                self._app.looks.ask("Name of this system prompt", keep)
-            elif key.startswith("delete:"):
-                own.pop(key.removeprefix("delete:"), None)
-                self._app.remember("systems", dict(own))
-            else:
-                self._app.dialogue.revision.set_system(own.get(key, ""))
-                self.changed()
-
-        def keep(name: str) -> None:
-            own[name] = now
-            self._app.remember("systems", dict(own))
-            self._app.tell(f"Kept as {name}.")
-
-        choices = [Choice("", "no system prompt", mark="●" * (not now))]
-        choices += [Choice(name, name, mark="●" * (text == now), about=text) for name, text in own.items()]
-        choices += [Choice("=keep", "keep this chat's system prompt under a name", about=now)] if now else []
-        self._app.push_screen(PickScreen("System prompts", choices, keys={"delete": "delete"}), take)
-
     def doctor(self) -> None:
         """The exact prompt, its tokens, and what is wrong with it."""
         order = self.order(self._app.main.prompt.full_text)

@@ -92,6 +92,7 @@ class Dialogue:
         self.max_new_tokens: int | None = None
         self.start = ""
         self.system = ""  # of a new chat
+        self.you = ""  # what the person is called
         self.keeping = False  # whether a GPU is to keep logits too, which costs it the head start of its next step
         self.jobs: dict[str, list[str]] = {}  # what the engine keeps the logits of, by message
         self.revision = Revision(self)
@@ -133,7 +134,7 @@ class Dialogue:
         place = f"◂ {versions.index(message) + 1}/{len(versions)} ▸" if len(versions) > 1 else ""
         fate = "pinned" if message.pinned else "not sent" if message.dropped else ""
         meta = "   ".join(part for part in (fate, place, "" if mine else reply_figures(message)) if part)
-        name = "you" if mine else message.model or message.role
+        name = self.you or "you" if mine else self.conversation.options.get("character") or message.model or message.role
         return Entry(message.id, message.role, name, message.text, meta, message.state, message.note, thought_figures(message))
 
     def show(self) -> None:
@@ -194,6 +195,19 @@ class Dialogue:
         if not self.revision.what and (text or len(self.conversation)):
             self.records.save_draft(self.conversation, text)
 
+    def take_character(self, name: str, system: str, greeting: str, options: dict[str, str]) -> None:
+        """Have this chat's next replies be this character's; ``greeting`` begins it if nothing else has. ``options`` as the chat's."""
+        conversation = self.conversation
+        conversation.system = system
+        conversation.options.update({**options, "character": name})
+        if not name:
+            del conversation.options["character"]
+        if greeting and not len(conversation):
+            self.records.save(conversation, conversation.add("assistant", greeting))
+        self.records.save(conversation)
+        self.show()
+        self.view.chats_changed()
+
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send(self, text: str) -> None:
@@ -213,13 +227,13 @@ class Dialogue:
     def regenerate(self, id: str | None) -> None:
         """Have the reply ``id``, or the one to the message ``id``, written again beside the old one."""
         id = id or self.conversation.head
-        if id is not None and id in self.conversation and self.may_change():
+        if id is not None and id in self.conversation and self._answers(id) and self.may_change():
             self.reply_to(id)
 
     def go_on(self) -> None:
         """Have the last reply continued where it ends, or a message without a reply answered."""
         head = self.conversation.head
-        if head is None or not self.may_change():
+        if head is None or not self._answers(head) or not self.may_change():
             return
         if self.conversation[head].role == "user":
             self.reply_to(head)
@@ -232,10 +246,17 @@ class Dialogue:
     def candidates(self, id: str | None, variants: Sequence[Variant]) -> list[str]:
         """Have several replies written at once, all of them versions; their ids. None of them if something stands against it."""
         id = id or self.conversation.head
-        if id is None or id not in self.conversation or not self.may_change():
+        if id is None or id not in self.conversation or not self._answers(id) or not self.may_change():
             return []
         parent = self.conversation[id].parent if self.conversation[id].role == "assistant" else id
         return [self._new_reply(parent or id, variant) for variant in variants]
+
+    def _answers(self, id: str) -> bool:
+        """Whether there is something to answer in the place of message ``id``; the first message of a character answers nothing."""
+        answers = self.conversation[id].role == "user" or self.conversation[id].parent is not None
+        if not answers:
+            self.view.tell("The chat begins with this message; it answers nothing.", "E changes it.")
+        return answers
 
     def reply_to(self, id: str) -> None:
         """Have the message ``id`` answered, or the reply ``id`` written again."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from textual.content import Content
 
 from exltui.app import figures
 from exltui.app.screens.sheet import heading
-from exltui.chat.template import ChatTemplate, Template
+from exltui.chat import thinking
+from exltui.chat.template import OPENING, ChatTemplate, Template
 from exltui.errors import TemplateError
-from exltui.text import visible
+from exltui.text import one_line, visible
 from exltui.tokenizer import Tokenizer
 
 LONGEST = 20_000  # characters of the prompt that are shown, from its end
 SPECIAL = "bold $accent"
 
 
-def examine(prompt: str, tokenizer: Tokenizer, template: Template) -> Content:
-    """A page about this prompt."""
+def examine(prompt: str, tokenizer: Tokenizer, template: Template, texts: tuple[str, ...] = ()) -> Content:
+    """A page about this prompt, which was made of messages with these ``texts``."""
     ids = tokenizer.encode(prompt)
     special = specials(ids, tokenizer)
-    findings = check(prompt, ids, tokenizer, template)
+    findings = [*check(prompt, ids, tokenizer, template), *check_texts(prompt, texts, sorted({tokenizer.piece(id) for id in special}))]
     lines = [
         Content.assemble(("template  ", "$text-muted"), template.name),
         Content.assemble(("tokens    ", "$text-muted"), figures.count(len(ids)), f", of them {len(special)} special"),
@@ -51,9 +54,30 @@ def check(prompt: str, ids: list[int], tokenizer: Tokenizer, template: Template)
             found.append(str(error))
     if not template.takes_system:
         found.append("The template takes no system prompt; it goes to the front of the first message.")
+    if OPENING in prompt and not template.takes_opening:
+        found.append(f"The template wants the first word to be yours: “{OPENING}” stands before a chat that begins with a reply.")
+    if (open_mark := unclosed(prompt)) and not thinking.opened(prompt):
+        found.append(f"A thought is left open: {open_mark} without its end.")
     if tokenizer.decode(ids, special=True) != prompt:
         found.append("Decoding the tokens does not give the same text again.")
     return found
+
+
+def check_texts(prompt: str, texts: Sequence[str], marks: Sequence[str]) -> list[str]:
+    """What became of the messages: ``marks`` are the special tokens of the prompt."""
+    found = []
+    for number, text in enumerate(texts, 1):
+        where = f"Message {number} (“{one_line(text, 40)}”)"
+        if inside := [mark for mark in marks if mark in text]:
+            found.append(f"{where} holds {', '.join(inside)}: the model takes that for the template's own.")
+        if text.strip() not in prompt:
+            found.append(f"{where} does not come out of the template as it was written.")
+    return found
+
+
+def unclosed(prompt: str) -> str:
+    """The first mark of thoughts that is opened more often than closed in a prompt, or ""."""
+    return next((start for start, end in thinking.TAGS if prompt.count(start) > prompt.count(end)), "")
 
 
 def specials(ids: list[int], tokenizer: Tokenizer) -> list[int]:

@@ -12,11 +12,14 @@ from exltui.errors import SettingsError
 from exltui.text import strip_terminal
 
 
-def edit_text(text: str) -> str:
-    """Open ``text`` in $VISUAL or $EDITOR and return what was saved. The screen must be given up before. Raises SettingsError."""
+def edit_text(text: str, suffix: str = ".md") -> str:
+    """Open ``text`` in $VISUAL or $EDITOR, as a file with this ``suffix``, and return what was saved.
+
+    The screen must be given up before. Raises SettingsError.
+    """
     command = shlex.split(paths.environment("VISUAL") or paths.environment("EDITOR") or "vi")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "message.md"
+        path = Path(folder) / f"message{suffix}"
         path.write_text(text, encoding="utf-8")
         try:
             subprocess.run([*command, str(path)], check=True)

@@ -183,6 +183,10 @@ class MessageDesk:
             prompt.put(text)
             prompt.focus()
 
+    def outside_text(self, text: str, suffix: str) -> str | None:
+        """What the person makes of ``text`` in $EDITOR."""
+        return self._outside(lambda: edit_text(text, suffix))
+
     def _outside(self, run: Callable[[], str | None]) -> str | None:
         """Give the terminal to another program; what it leaves, or None."""
         try:

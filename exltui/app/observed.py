@@ -175,3 +175,15 @@ class Observed:
                 job.stats = event.stats
             if event.id in self.running:
                 self.running.remove(event.id)
+
+
+def coalesced(events: list[protocol.Event]) -> list[protocol.Event]:
+    """The same events with neighbouring texts of one job joined: one repaint instead of several."""
+    joined: list[protocol.Event] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, protocol.Text) and isinstance(last, protocol.Text) and last.id == event.id:
+            joined[-1] = protocol.Text(event.id, last.text + event.text, last.tokens + event.tokens)
+        else:
+            joined.append(event)
+    return joined

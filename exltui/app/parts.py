@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from textual.theme import Theme
 
+from exltui import paths
 from exltui.app.library import Library
 from exltui.app.prepare import Preparer
 from exltui.app.records import Records
@@ -36,7 +38,8 @@ class Parts:
     models_dirs: tuple[str, ...] = ()  # folders with models that the settings name
     options: LoadOptions = field(default_factory=LoadOptions)
     presets: dict[str, Sampling] = field(default_factory=dict)  # by name, as their files say
-    systems: dict[str, str] = field(default_factory=dict)  # the person's own system prompts
+    characters_dir: Path = field(default_factory=paths.characters_dir)
+    you: str = ""  # what the person is called
     system: str = ""  # the system prompt of a new chat
     max_new_tokens: int | None = None
     signs: str = "unicode"

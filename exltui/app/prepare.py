@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from exltui.chat import thinking
 from exltui.chat.bias import bias_tokens
@@ -15,6 +14,7 @@ from exltui.chat.budget import Budget, shares
 from exltui.chat.fit import Fitted, fit
 from exltui.chat.template import Template, load_template
 from exltui.chat.tree import Message, Turn
+from exltui.chat.variables import template_values
 from exltui.errors import ContextError
 from exltui.protocol import JobSpec, Sampling
 from exltui.tokenizer import Tokenizer
@@ -124,15 +124,21 @@ class Preparer:
         tools = self._tools_for(order)
         return tuple(tools.tokenizer.encode(self._fit(tools, order).prompt))
 
-    def doctor(self, order: Order) -> tuple[str, Tokenizer, Template]:
-        """The prompt that ``order`` makes, with what made it, for a person to look at."""
+    def doctor(self, order: Order) -> tuple[str, Tokenizer, Template, tuple[str, ...]]:
+        """The prompt that ``order`` makes, with what made it and the texts of the messages in it, for a person to look at."""
         tools = self._tools_for(order)
-        return self._fit(tools, order).prompt + order.start, tools.tokenizer, tools.template
+        fitted = self._fit(tools, order)
+        texts = tuple(message["content"] for message in fitted.messages)
+        return fitted.prompt + order.start, tools.tokenizer, tools.template, texts
+
+    def template(self, order: Order) -> Template:
+        """The template of the order's model and format."""
+        return self._tools_for(order).template
 
     def _fit(self, tools: _Tools, order: Order) -> Fitted:
         messages = [{"role": turn.role, "content": turn.content} for turn in order.turns]
         pinned = {place for place, turn in enumerate(order.turns) if turn.pinned}
-        variables = template_variables(order.options)
+        variables = template_values(order.options)
         room = order.context - tools.count(order.start) if order.start else order.context
         return fit(
             messages, lambda kept: tools.template.prompt(kept, **variables), tools.count, room, order.max_new_tokens or RESERVE, pinned
@@ -151,13 +157,3 @@ class Preparer:
 
                 self._tools = _Tools(key, tokenizer, load_template(tokenizer, key[1]), count)
             return self._tools
-
-
-def template_variables(options: dict[str, str]) -> dict[str, Any]:
-    """What a chat's options say to the template. Templates that know a name use it, others do not notice."""
-    variables: dict[str, Any] = {}
-    if options.get("thinking") in ("on", "off"):
-        variables["enable_thinking"] = variables["thinking"] = options["thinking"] == "on"
-    if options.get("date"):
-        variables["date_string"] = options["date"]
-    return variables

@@ -21,7 +21,7 @@ from exltui.settings import Settings
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
 
-SAMPLING, KEYS, SYSTEMS = "sampling.", "keys.", "systems."  # what the names of such rows begin with
+SAMPLING, KEYS = "sampling.", "keys."  # what the names of such rows begin with
 
 
 def settings_form(app: ExltuiApp) -> FormScreen:
@@ -42,18 +42,16 @@ class SettingsForm:
             *self._app_rows(),
             *load_rows(app.observed.host.devices if app.observed.host else (), app.desk.drafts(None)),
             *(_sampler_row(field) for field in FIELDS),
-            *(Row(SYSTEMS + name, name, "A system prompt of your own; Del takes it away.", "System prompts") for name in parts.systems),
             *(_key_row(id, keys) for id, keys in self._keys.items()),
         ]
         defaults = {**as_values(Settings()), **as_values(LoadOptions())}
         defaults |= {SAMPLING + field.name: getattr(app.main.sampler.defaults, field.name) for field in FIELDS}
-        defaults |= {KEYS + id: keys for id, keys in self._keys.items()} | {SYSTEMS + name: "" for name in parts.systems}
+        defaults |= {KEYS + id: keys for id, keys in self._keys.items()}
         values = {**as_values(parts.options), "theme": app.theme, "signs": parts.signs, "titles": parts.titles, "system": parts.system}
         values |= {"model": parts.start_model, "max_new_tokens": parts.max_new_tokens, "models_dirs": parts.models_dirs}
-        values |= {"kept_pages": parts.kept_pages}
+        values |= {"kept_pages": parts.kept_pages, "you": parts.you}
         values |= {SAMPLING + field.name: getattr(app.dialogue.sampling, field.name) for field in FIELDS}
         values |= {KEYS + id: parts.keymap.get(id, keys) for id, keys in self._keys.items()}
-        values |= {SYSTEMS + name: text for name, text in parts.systems.items()}
         file = Content.styled(str(paths.settings_file()), "$text-disabled")
         return FormScreen("Settings", rows, values, defaults, changed=self._changed, about=lambda _: [file])
 
@@ -68,6 +66,7 @@ class SettingsForm:
             Row("models_dirs", "models folders", folders, "App", parse=parser("models folders", tuple[str, ...]), show=shown),
             Row("model", "model", "Name or path of the model to load at the start; empty: the last one.", "App"),
             Row("system", "system prompt", "The system prompt of a new chat.", "Chats"),
+            Row("you", "your name", "Stands above your messages, and is what characters call you.", "Chats"),
             typed_row(
                 "kept_pages", float, "GB on the disk for keys and values of chats, which go on without being read again; 0: none.", "Chats"
             ),
@@ -82,14 +81,12 @@ class SettingsForm:
             app.main.sampler.take(replaced(app.dialogue.sampling, key.removeprefix(SAMPLING), value))
         elif key.startswith(KEYS):
             self._give_key(key.removeprefix(KEYS), value)
-        elif key.startswith(SYSTEMS):
-            self._keep_system(key.removeprefix(SYSTEMS), value)
         elif hasattr(LoadOptions(), key):
             parts.options = dataclasses.replace(parts.options, **{key: value})
             app.remember("load", parts.options)
         else:
             setattr(parts, "start_model" if key == "model" else key, value)
-            app.dialogue.max_new_tokens, app.dialogue.system = parts.max_new_tokens, parts.system
+            app.dialogue.max_new_tokens, app.dialogue.system, app.dialogue.you = parts.max_new_tokens, parts.system, parts.you
             app.remember(key, value)
 
     def _give_key(self, id: str, keys: str) -> None:
@@ -103,14 +100,6 @@ class SettingsForm:
         self._app.remember("keys", dict(keymap))
         for problem in check_keymap(keymap, places()):
             self._app.fail(problem)
-
-    def _keep_system(self, name: str, text: str) -> None:
-        systems = self._app.parts.systems
-        if text:
-            systems[name] = text
-        else:
-            systems.pop(name, None)
-        self._app.remember("systems", dict(systems))
 
 
 def _sampler_row(field: Field) -> Row:

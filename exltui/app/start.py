@@ -38,7 +38,7 @@ def assemble(options: AppOptions) -> Parts:
         theme=options.theme if options.theme in names else "dark",
         keymap=options.settings.keys,
         sampling=options.sampling,
-        systems=options.settings.systems,
+        you=options.settings.you,
         system=options.settings.system,
         max_new_tokens=options.settings.max_new_tokens,
         titles=options.settings.titles,

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -65,6 +66,12 @@ def compile_template(source: str) -> Callable[[dict[str, Any]], str]:
         return "".join(parts)
 
     return render
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """The names that a template reads and does not set itself, but for the functions that it is given. Raises what ``ERRORS`` lists."""
+    environment = _Environment()
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source))) - set(environment.globals)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exltui.chat.formats import FORMATS, guess
-from exltui.chat.sandbox import ERRORS, RefusedError, compile_template
+from exltui.chat.sandbox import ERRORS, RefusedError, compile_template, variables_of
 from exltui.errors import TemplateError
 from exltui.text import one_line
 from exltui.tokenizer import Tokenizer
 
 Turns = Sequence[dict[str, str]]
+GIVEN = {"messages", "add_generation_prompt"}  # what every template gets
+OPENING = "Begin."  # the person's first words where a template wants some and the chat begins with a reply
 _PROBE = "exltui looks for this sentence."
 
 
@@ -21,7 +23,8 @@ class Template(Protocol):
     """What makes a prompt of a conversation.
 
     ``note`` says in a sentence what the user should know about it, or is empty. Without ``takes_system`` a system prompt goes to the
-    front of the first message.
+    front of the first message; without ``takes_opening`` a first message of the model stands behind ``OPENING``. ``variables`` are the
+    names that it reads besides the messages.
     """
 
     @property
@@ -32,6 +35,10 @@ class Template(Protocol):
     def stop_strings(self) -> tuple[str, ...]: ...
     @property
     def takes_system(self) -> bool: ...
+    @property
+    def takes_opening(self) -> bool: ...
+    @property
+    def variables(self) -> frozenset[str]: ...
     def prompt(self, messages: Turns, **variables: Any) -> str: ...
 
 
@@ -46,7 +53,10 @@ class ChatTemplate:
         self.source = source
         self._special = special_tokens or {}
         self._compiled: Callable[[dict[str, Any]], str] = compile_template(source)
-        self._takes_system: bool | None = None
+        self._takes: dict[str, bool] = {}
+        self.variables = variables_of(source) - GIVEN - set(self._special)
+        if "strftime_now" in source:
+            self.variables |= {"date_string"}
 
     def render(self, messages: Turns, *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The template's text for exactly these messages. Raises TemplateError if it refuses them or fails."""
@@ -65,19 +75,31 @@ class ChatTemplate:
     @property
     def takes_system(self) -> bool:
         """Whether a system prompt comes out of the template. Some refuse it, some leave it out without a word."""
-        if self._takes_system is None:
-            turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
+        return self._survives("system")
+
+    @property
+    def takes_opening(self) -> bool:
+        """Whether a reply as the first message comes out of the template. Many insist that the person begins."""
+        return self._survives("assistant")
+
+    def _survives(self, role: str) -> bool:
+        """Whether the words of a first message of this role come out, with one of the person behind it."""
+        if role not in self._takes:
             try:
-                self._takes_system = _PROBE in self.render(turns)
+                self._takes[role] = _PROBE in self.render([{"role": role, "content": _PROBE}, {"role": "user", "content": "x"}])
             except TemplateError:
-                self._takes_system = False
-        return self._takes_system
+                self._takes[role] = False
+        return self._takes[role]
 
     def prompt(self, messages: Turns, **variables: Any) -> str:
         """The prompt for ``messages``, open for the reply. ``variables``: what the template may ask for by name.
 
-        A system prompt that the template does not take begins the first message.
+        A system prompt that the template does not take begins the first message; before a first reply that it does not take stands
+        ``OPENING``.
         """
+        first = 1 if messages and messages[0]["role"] == "system" else 0
+        if len(messages) > first and messages[first]["role"] == "assistant" and not self.takes_opening:
+            messages = [*messages[:first], {"role": "user", "content": OPENING}, *messages[first:]]
         if messages and messages[0]["role"] == "system" and not self.takes_system:
             system, *rest = messages
             if rest and rest[0]["role"] == "user":
@@ -97,6 +119,8 @@ class NamedTemplate:
         self.note = note
         self.stop_strings = self._format.stops
         self.takes_system = bool(self._format.system)
+        self.takes_opening = True
+        self.variables: frozenset[str] = frozenset()
 
     def prompt(self, messages: Turns, **_: Any) -> str:
         return self._format.prompt(list(messages))

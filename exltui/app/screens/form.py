@@ -36,6 +36,7 @@ class Row:
     choices: tuple[Any, ...] = ()
     parse: Callable[[str], Any] = str
     show: Callable[[Any], str] = lambda value: "" if value is None else str(value)
+    typed: Callable[[Any], str] | None = None  # how a value stands in the line where it is changed; None: as it is shown
 
 
 class FormScreen(ClosesOnce, ModalScreen[dict[str, Any] | None]):
@@ -140,7 +141,7 @@ class FormScreen(ClosesOnce, ModalScreen[dict[str, Any] | None]):
             self._editing = row
             line = self.query_one("#form-input", Input)
             line.placeholder = row.label
-            line.value = row.show(self.values.get(row.key))
+            line.value = (row.typed or row.show)(self.values.get(row.key))
             line.display = True
             line.focus()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from exltui.app.keys import key_name
 from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import spread
 from exltui.app.widgets.typing import LineInput
@@ -70,11 +71,9 @@ class PickScreen(ClosesOnce, ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="pick") as frame:
             frame.border_title = self._title
-            extra = "".join(f" · {key.upper().replace('CTRL+', '^')} {word}" for key, word in self._keys.items())
-            frame.border_subtitle = f"type to find · Enter choose{extra} · Esc close"
-            line = LineInput(self._value, placeholder="find", compact=True, id="pick-input")
-            line.leaves = self._keys
-            yield line
+            extra = "".join(f" · {key_name(key).replace('Ctrl+', '^')} {word}" for key, word in self._keys.items())
+            frame.border_subtitle = f"Enter choose{extra} · Esc close" if extra else "type to find · Enter choose · Esc close"
+            yield LineInput(self._value, placeholder="type to find", compact=True, id="pick-input")
             yield OptionList(id="pick-list", compact=True)
             yield Static(id="pick-about")
 
@@ -142,11 +141,12 @@ class PickScreen(ClosesOnce, ModalScreen[str | None]):
         if (choice := self.chosen) is not None:
             self.dismiss(choice.key)
 
-    def on_key(self, event: events.Key) -> None:
-        if event.key in self._keys and (choice := self.chosen) is not None:
-            event.stop()
-            event.prevent_default()
-            self.dismiss(f"{event.key}:{choice.key}")
+    def take(self, key: str) -> bool:
+        """Close with this key if it is one of the further ones."""
+        choice = self.chosen if key in self._keys and self.is_mounted else None
+        if choice is not None:
+            self.dismiss(f"{key}:{choice.key}")
+        return choice is not None
 
     def action_move(self, step: int) -> None:
         listed = self._list
