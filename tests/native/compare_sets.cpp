@@ -90,9 +90,12 @@ static void dense(const Kernels& set, Type type, int64_t t) {
   compare(what, results[0], results[1], 1e-10);
 }
 
-static void attention(const Kernels& set, int bits) {
-  const int64_t g = 2, d = 64, share = 3, keys = 40;
-  std::vector<float> x(static_cast<size_t>(keys * g * d)), q(static_cast<size_t>(share * d)), results[2];
+// `rows` query heads over one page: those of one token see the same keys; in a `block` each row sees one more than the row before.
+static void attention(const Kernels& set, int bits, int64_t rows, bool block) {
+  const int64_t g = 2, d = 64, keys = 140, seen = keys - rows;
+  std::vector<float> x(static_cast<size_t>(keys * g * d)), q(static_cast<size_t>(rows * d)), results[2];
+  std::vector<int64_t> first(static_cast<size_t>(rows), 3), last;
+  for (int64_t row = 1; row <= rows; ++row) last.push_back(seen + row);
   for (float& value : x) value = normal();
   for (float& value : q) value = normal();
   const Kernels* sets[] = {&set, &kernels_portable};
@@ -102,12 +105,14 @@ static void attention(const Kernels& set, int bits) {
     const Store store{codes.data(), bits < 16 ? scales.data() : nullptr, bits, g, d};
     for (int64_t key = 0; key < keys; ++key)
       for (int64_t head = 0; head < g; ++head) sets[which]->store(x.data() + (key * g + head) * d, store, key, head);
-    results[which].assign(static_cast<size_t>(share * (d + 2)), 0.0f);
+    results[which].assign(static_cast<size_t>(rows * (d + 2)), 0.0f);
     float* out = results[which].data();
-    sets[which]->attend(store, store, {q.data(), share, 1, 0, 3, keys, 0.125f, 0.0f}, {out, out + share * d, out + share * (d + 1)});
+    const Partial partial{out, out + rows * d, out + rows * (d + 1)};
+    if (block) sets[which]->attend_block(store, store, {q.data(), rows, 1, 0, first.data(), last.data(), 0.125f, 0.0f}, partial);
+    else sets[which]->attend(store, store, {q.data(), rows, 1, 0, 3, keys, 0.125f, 0.0f}, partial);
   }
   char what[64];
-  std::snprintf(what, sizeof what, "attention over %d bits", bits);
+  std::snprintf(what, sizeof what, "attention%s over %d bits, %d rows", block ? " of a block" : "", bits, static_cast<int>(rows));
   compare(what, results[0], results[1], bits < 16 ? 1e-5 : 1e-10);  // a code may fall to the other side of a rounding edge
 }
 
@@ -122,7 +127,10 @@ int main(int count, char** arguments) {
       for (int64_t t : {1, 6, 19}) products(set, bits, int8, t);
   for (Type type : {Type::f32, Type::f16, Type::bf16})
     for (int64_t t : {1, 7, 19}) dense(set, type, t);
-  for (int bits : {32, 16, 8, 4}) attention(set, bits);
+  for (int bits : {32, 16, 8, 4}) {
+    attention(set, bits, 3, false);
+    for (int64_t rows : {5, 24}) attention(set, bits, rows, true);
+  }
   std::printf(failures ? "%s: %d results are wrong\n" : "%s: all results agree\n", set.name, failures);
   return failures ? 1 : 0;
 }
