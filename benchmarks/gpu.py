@@ -71,7 +71,7 @@ def check_linear(small: bool = False) -> None:
         for n in (32, 96) if small else (32, 96, 1056) if k < 4096 else (6144,) if k == 4096 else (4096,):
             packed = random_weight(n, widths)
             w = packed.dense().double()
-            for t in (1, 2, 8) if small else (1, 2, 5, 7, 8, 9, 16):
+            for t in (1, 2, 8, 24) if small else (1, 2, 5, 7, 8, 9, 16, 17, 24, 32):
                 x = torch.randn(t, k, device=DEVICE).half()
                 norm = Norm(torch.rand(k, device=DEVICE) + 0.5, 1e-5)
                 y = cuda._product(x, norm, (packed,))
@@ -269,7 +269,7 @@ def time_small_rows(rows: list[Row]) -> None:
 
 
 def time_many(rows: list[Row]) -> None:
-    """Where dequantise + cuBLAS overtakes two or more passes of linear_small."""
+    """Where dequantise + cuBLAS overtakes passes over the packed weights."""
     copies = [random_weight(28672, [(4, 4096)]) for _ in range(5)]
     for t in (8, 16, 32, 48, 64):
         x = torch.randn(t, 4096, device=DEVICE).half()

@@ -75,7 +75,6 @@ constexpr int kPanelFields = 7;  // tag, tiles, columns, group_shift, first_tile
 std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const std::vector<Tensor>& scales, at::IntArrayRef fields) {
   TORCH_CHECK(fields.size() == words.size() * kPanelFields && scales.size() == words.size(), "linear: panels do not fit their fields");
   TORCH_CHECK(!words.empty() && words.size() <= exltui::kMaxPanels, "linear: ", words.size(), " panels, at most ", exltui::kMaxPanels);
-  const auto same_matrix = [](const exltui::Panel& a, const exltui::Panel& b) { return a.first_unit == b.first_unit && a.part == b.part; };
   std::vector<exltui::Panel> panels;
   for (size_t i = 0; i < words.size(); ++i) {
     const int64_t* f = fields.data() + i * kPanelFields;
@@ -101,16 +100,7 @@ std::vector<exltui::Panel> read_panels(const std::vector<Tensor>& words, const s
     panel.words = static_cast<const uint32_t*>(w.data_ptr());
     const bool whole = panel.bits != exltui::kDenseBits && panel.tiles % exltui::kStepTiles == 0 && (1 << panel.group_shift) >= exltui::kStepTiles;
     panel.steps = whole ? panel.tiles / exltui::kStepTiles : panel.tiles;
-    panel.cost = bits * (panel.tiles / panel.steps);
-    for (const auto& other : panels) {
-      if (same_matrix(other, panel)) panel.start += other.steps * other.cost;
-    }
     panels.push_back(panel);
-  }
-  for (auto& panel : panels) {
-    for (const auto& other : panels) {
-      if (same_matrix(other, panel)) panel.total += other.steps * other.cost;
-    }
   }
   return panels;
 }
@@ -171,18 +161,21 @@ bool run_small(const exltui::Product& product, int64_t t, const uint16_t* order,
   return true;
 }
 
-void run_mixed(const exltui::Product& product, int64_t t, const uint16_t* places, const Limits& device) {
+// Up to kMixedTokens tokens, or several passes of them. False if there is another way and shared memory is too small for this one.
+bool run_mixed(const exltui::Product& product, int64_t t, const uint16_t* places, bool other_way, const Limits& device) {
   exltui::LinearMixed work{};
   static_cast<exltui::Product&>(work) = product;
   work.places = places;
   const auto plan = [&](exltui::LinearMixed& pass) { return exltui::plan_linear_mixed(pass, device.multiprocessors, device.shared_bytes); };
   int64_t step = std::min<int64_t>(exltui::kMixedTokens, t);
   for (work.tokens = static_cast<int>(step); step > 1 && !plan(work); work.tokens = static_cast<int>(step)) step = (step + 1) / 2;
+  if (other_way && !plan(work)) return false;
   const auto stream = c10::cuda::getCurrentCUDAStream().stream();
   run_passes(work, t, step, [&](exltui::LinearMixed& pass) {
     TORCH_CHECK(plan(pass), "linear_small: rows of ", work.k, " values do not fit into shared memory");
     check(exltui::linear_mixed(pass, stream, device.overlap), "linear_mixed");
   });
+  return true;
 }
 
 Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields,
@@ -224,14 +217,11 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   work.y = logits ? nullptr : halves(y);
   work.logits = logits ? static_cast<float*>(y.data_ptr()) : nullptr;
   work.x = halves(input);
-  const bool small = t <= exltui::kSmallTokens && exltui::linear_small_takes(work.panels, work.panel_count);
+  const bool takes = exltui::linear_small_takes(work.panels, work.panel_count), small = takes && t <= exltui::kSmallTokens;
   if (t == 1) {  // the kernel normalises and orders x itself
     work.norm = floats(norm, "linear_small", "norm");
     if (small && run_small(work, t, order_of(order, work.k, "linear_small"), true, device)) return y;
-    if (!small) {
-      run_mixed(work, t, order_of(places, work.k, "linear_small"), device);
-      return y;
-    }
+    if (!small && run_mixed(work, t, order_of(places, work.k, "linear_small"), true, device)) return y;
     work.norm = nullptr;
   }
   Tensor x = input;
@@ -240,11 +230,7 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
     x = norm_rows(input, norm, std::nullopt, order, scalars[0], scalars[1], static_cast<int64_t>(kind));
   }
   work.x = halves(x);
-  if (small) {
-    run_small(work, t, nullptr, false, device);
-  } else {
-    run_mixed(work, t, nullptr, device);
-  }
+  if (small || !run_mixed(work, t, nullptr, takes, device)) run_small(work, t, nullptr, false, device);
   return y;
 }
 

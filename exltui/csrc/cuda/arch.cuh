@@ -185,6 +185,73 @@ __device__ __forceinline__ void wait_copies(int pending) {  // more than two cou
   }
 }
 
+// Runs of bytes (16 or a multiple) from global into a slot of shared memory, asked for by a whole warp. Where the chip has an engine for
+// such copies one lane starts it and the slot's Arrival tells when they are done; else the lanes copy 16 bytes each, and groups of copies
+// tell. So each filling of a slot is: announce the sum of its runs, copy them, close a group (commit_copies); and its use: wait_copies, a
+// barrier of the warp, then wait for the Arrival with the parity of how often the slot was filled before.
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 900
+#define EXLTUI_BULK 1
+#else
+#define EXLTUI_BULK 0
+#endif
+
+struct Arrival {
+  unsigned long long state;
+
+#if EXLTUI_BULK
+  __device__ __forceinline__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(&state)); }
+#endif
+
+  // By one lane; the others may use it after show_arrivals() and a barrier.
+  __device__ __forceinline__ void clear() {
+#if EXLTUI_BULK
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address()) : "memory");
+#endif
+  }
+
+  // By one lane.
+  __device__ __forceinline__ void announce(int bytes) {
+#if EXLTUI_BULK
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+#endif
+  }
+
+  __device__ __forceinline__ void wait(int parity) const {
+#if EXLTUI_BULK
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                   : "=r"(done)
+                   : "r"(address()), "r"(parity)
+                   : "memory");
+    }
+#endif
+  }
+};
+
+__device__ __forceinline__ void show_arrivals() {
+#if EXLTUI_BULK
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The run that lane `leader` holds in `global` and `bytes`.
+__device__ __forceinline__ void copy_run(unsigned char* shared, const char* global, int bytes, const Arrival& arrival, int leader) {
+  const int lane = threadIdx.x % kWarp;
+#if EXLTUI_BULK
+  if (lane == leader) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                 "l"(global), "r"(bytes), "r"(arrival.address())
+                 : "memory");
+  }
+#else
+  global = reinterpret_cast<const char*>(shuffle(reinterpret_cast<unsigned long long>(global), leader));
+  bytes = shuffle(bytes, leader);
+  for (int at = lane * 16; at < bytes; at += kWarp * 16) copy_16(shared + at, global + at);
+#endif
+}
+
 // Read what another block of this launch has written (past the first-level cache, which may hold an older copy).
 template <typename T>
 __device__ __forceinline__ T load_shared_by_blocks(const T* address) {

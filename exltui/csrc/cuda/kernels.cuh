@@ -82,11 +82,12 @@ struct LinearSmallShared {
 };
 LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts);
 
-// Whether linear_small takes such panels: one width, in whole steps.
+// Whether linear_small takes such panels: a panel for each matrix, all of one width and size of groups, in whole steps.
 inline bool linear_small_takes(const Panel* panels, int count) {
   for (int i = 0; i < count; ++i) {
     const bool whole = panels[i].tiles % kStepTiles == 0 && panels[i].group_shift >= 2;
-    if (panels[i].bits != panels[0].bits || (panels[i].bits != kDenseBits && !whole)) return false;
+    const bool same = panels[i].bits == panels[0].bits && panels[i].tiles == panels[0].tiles && panels[i].group_shift == panels[0].group_shift;
+    if (!same || panels[i].first_tile != 0 || (panels[i].bits != kDenseBits && !whole)) return false;
   }
   return true;
 }
@@ -97,19 +98,18 @@ inline bool linear_small_late(const LinearSmall& work) {
 }
 cudaError_t linear_small(const LinearSmall& work, cudaStream_t stream, bool overlap);
 
-constexpr int kMixedTokens = 16;  // twice the columns of a product
-
-// Tiles of a step of linear_mixed; the last step of a panel may have fewer.
-__host__ __device__ __forceinline__ constexpr int mixed_step_tiles(int bits) { return bits == kDenseBits ? 2 : 4; }
+constexpr int kMixedTokens = 32;  // four times the columns of a product
 
 struct LinearMixed : Product {
   const uint16_t* places;// [k] stored row of each in-feature, or null: x is in stored order
 
   // How a block works, by plan_linear_mixed:
+  int step_tiles;        // of a step, or 2 of these for fp16; the last step of a panel may have fewer
   int ways;              // warps that share the k of a unit's matrix
-  int streamed;          // 1: x comes with the weights of each step, since a block would use it once, or has no room for it
+  int staged;            // 1: x is in shared memory; else it is read where it is
+  int late;              // 1: sums take the place of the rings, since no warp has more than one of them
   int slots, slot_bytes; // of a warp's ring of steps
-  int scales_at, x_at;   // within a slot, after the weights
+  int scales_at;         // within a slot, after the weights
   int ring_at, sums_at;  // within shared memory
   int shared_bytes;
 };

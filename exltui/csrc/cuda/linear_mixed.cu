@@ -1,12 +1,13 @@
-// The rows of linear_small.cu where its kernel does not suit: panels of several bit widths, groups of fewer than 128 rows, or 9-16 tokens.
+// The rows of linear_small.cu where its kernel does not suit: panels of several bit widths, groups of fewer than 128 rows, or 9-32 tokens.
 //
 // How the work is cut. A block takes a few output units (32 out-features). Each of its warps takes some of them and a share of k, and
 // streams that in steps of four tiles through a ring of its own in shared memory: asynchronous copies run ahead, whatever the width of
 // the step, and no warp waits for another before the end. Sums (fp32) of the warps that share a unit meet in shared memory and are added
 // in the order of the warps: no atomic sums, no traffic between blocks, and the result depends on the inputs alone.
 //
-// What bounds it: instructions. A step costs some 380, a hundred of them for the ring, where linear_small with its weights in registers
-// takes 230; reading the weights once is next. Tokens are eight columns of a product each, and unpacked weights serve all of them.
+// What bounds it. One token: the ring costs a hundred instructions a step more than linear_small's weights in registers. Many tokens are
+// eight columns of a product each, and unpacked weights serve all of them; x then comes from where it lies, 8 KB for each 2 KB of 4-bit
+// weights at 32 tokens, through the first-level cache where warps share it: those loads are what warps wait for.
 #include <algorithm>
 
 #include "mixed_ring.cuh"
@@ -37,13 +38,28 @@ struct Sums {
   }
 };
 
-// Where a lane finds its x of each eight tokens: 16 bytes of each tile of 64.
-template <int kGroups>
+// Where a lane finds its x of each eight tokens: 16 bytes of each tile of 64. kStaged: in shared memory.
+template <int kGroups, bool kStaged>
 struct Rows {
-  const unsigned char* at[kGroups];
-  int swap;  // tiles 2i and 2i + 1 of the step lie swapped
+  const unsigned char* first;
+  uint32_t away[kGroups];
 
-  __device__ __forceinline__ uint4 tile(int group, int index) const { return *reinterpret_cast<const uint4*>(at[group] + (index ^ swap) * 64); }
+  // Columns that no token has hold whatever token 0 gives, and nobody reads them.
+  __device__ __forceinline__ explicit Rows(const LinearMixed& work)
+      : first(kStaged ? shared + kStagedAt : reinterpret_cast<const unsigned char*>(work.x)) {
+    const int lane = threadIdx.x % kWarp, pitch = (kStaged ? row_stride(work.k_padded) : work.k) * static_cast<int>(sizeof(__half));
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) away[g] = (8 * g + lane / 4 < work.tokens ? 8 * g + lane / 4 : 0) * pitch + lane % 4 * 16;
+  }
+
+  // From tile `tile` of x on.
+  __device__ __forceinline__ Rows from(int tile) const {
+    Rows rows = *this;
+    rows.first += tile * 64;
+    return rows;
+  }
+
+  __device__ __forceinline__ uint4 tile(int group, int index) const { return *reinterpret_cast<const uint4*>(first + away[group] + index * 64); }
 };
 
 // The results of the block's units [first, first + units), once all warps have stored their sums. A residual is on its way while they do.
@@ -97,16 +113,17 @@ __device__ __forceinline__ void read_tile(const unsigned char* slot, int index, 
 }
 
 // kTiles tiles of a slot from `first` on, which share a row of scales, times x.
-template <int kTag, int kTiles, int kGroups>
-__device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int first, const unsigned char* scales, const Rows<kGroups>& x,
+template <int kTag, int kTiles, int kGroups, bool kStaged>
+__device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int first, const unsigned char* scales, const Rows<kGroups, kStaged>& x,
                                                Sums<kGroups>& total) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = code_bits(kTag);
+  constexpr bool kRaw = kBits != kDenseBits && kGroups == 1;  // a product more for each half of a tile, less arithmetic for each weight
   constexpr int kChains = kGroups == 1 ? 2 : 1;  // sums of each half of a tile's k, so that products wait less for each other
   constexpr uint32_t kOnes = 0x3c003c00u;
   const int lane = threadIdx.x % kWarp;
   float sums[kGroups][kChains][2][4];
-  float x_sums[kGroups][4];  // of x, for zero points: rows of ones times x
+  float x_sums[kGroups][4];  // of x, for raw weights and zero points: rows of ones times x
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -118,7 +135,11 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
   for (int i = 0; i < kTiles; ++i) {
     uint32_t w[kBits], a[16];
     read_tile<kBits>(slot, first + i, lane, w);
-    unpack<kBits>(w, a);
+    if constexpr (kRaw) {
+      unpack_raw<kBits>(w, a);
+    } else {
+      unpack<kBits>(w, a);
+    }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const uint4 b = x.tile(g, first + i);
@@ -128,7 +149,7 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
       for (int m = 0; m < 2; ++m) {
         multiply_16x8x16(sums[g][kChains - 1][m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
       }
-      if constexpr (kZeros) {
+      if constexpr (kZeros || kRaw) {
         multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
         multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
       }
@@ -150,17 +171,20 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
     const int g = i / 8, m = i / 4 % 2, j = i % 4;
     float sum = sums[g][0][m][j];
     if constexpr (kChains == 2) sum += sums[g][1][m][j];
-    if constexpr (kZeros) sum += zero[2 * m + j / 2] * x_sums[g][j % 2];
+    float offset = zero[2 * m + j / 2];
+    if constexpr (kRaw) offset -= raw_base<kBits>(j / 2) + static_cast<float>(1 << (kBits - 1));
+    if constexpr (kZeros || kRaw) sum += offset * x_sums[g][j % 2];
     total.value[g][m][j] += of_row[2 * m + j / 2] * sum;
   }
 }
 
 // A step of `tiles` tiles.
-template <int kTag, int kGroups>
+template <int kTag, int kGroups, bool kStaged>
 __device__ __forceinline__ void multiply_step(const unsigned char* slot, const unsigned char* scales, int tiles, int group_shift,
-                                              const Rows<kGroups>& x, Sums<kGroups>& total) {
-  if (tiles == mixed_step_tiles(kTag) && (kTag == kDenseBits || group_shift >= 2)) {
-    multiply_tiles<kTag, mixed_step_tiles(kTag)>(slot, 0, scales, x, total);
+                                              const Rows<kGroups, kStaged>& x, Sums<kGroups>& total) {
+  constexpr int kFull = step_tiles(kTag, kFullStep);
+  if (tiles == kFull && (kTag == kDenseBits || group_shift >= 2)) {
+    multiply_tiles<kTag, kFull>(slot, 0, scales, x, total);
     return;
   }
 #pragma unroll 1
@@ -169,11 +193,11 @@ __device__ __forceinline__ void multiply_step(const unsigned char* slot, const u
   }
 }
 
-template <int kGroups>
-__device__ __forceinline__ void multiply_any(int bits, const unsigned char* slot, int tiles, int group_shift, const Rows<kGroups>& x,
-                                             Sums<kGroups>& total) {
-  const unsigned char* scales = slot + job().scales_at;
-  switch (bits) {
+template <int kGroups, bool kStaged>
+__device__ __forceinline__ void multiply_any(const Step step, const unsigned char* slot, const unsigned char* scales,
+                                             const Rows<kGroups, kStaged>& x, Sums<kGroups>& total) {
+  const int tiles = step.tiles(), group_shift = step.group_shift();
+  switch (step.tag()) {
     case 2: multiply_step<2>(slot, scales, tiles, group_shift, x, total); break;
     case 3: multiply_step<3>(slot, scales, tiles, group_shift, x, total); break;
     case 4: multiply_step<4>(slot, scales, tiles, group_shift, x, total); break;
@@ -185,8 +209,8 @@ __device__ __forceinline__ void multiply_any(int bits, const unsigned char* slot
   }
 }
 
-// kGroups: of eight tokens.
-template <int kGroups>
+// kGroups: of eight tokens. kStaged: x is in shared memory; else warps read it where it is, and share it in the first-level cache.
+template <int kGroups, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1) linear_mixed_kernel(EXLTUI_PARAMETER LinearMixed parameters) {
   let_next_start();
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(LinearMixed) / 4); i += kThreads) {
@@ -199,27 +223,19 @@ __global__ void __launch_bounds__(kThreads, 1) linear_mixed_kernel(EXLTUI_PARAME
     const int way = i % kWarps;
     if (way < work.ways) shares()[i] = Share{share_start(panel, way, work.ways), share_start(panel, way + 1, work.ways)};
   }
+  if (threadIdx.x % kWarp < work.slots) arrivals()[threadIdx.x % kWarp].clear();
+  show_arrivals();
   __syncthreads();
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, row = lane / 4;
-  const int slots = work.slots, slot_bytes = work.slot_bytes, columns = columns_of_block(work);
-  const bool streamed = work.streamed;
+  const int warp = threadIdx.x / kWarp, slots = work.slots, slot_bytes = work.slot_bytes, columns = columns_of_block(work);
+  const int scales_at = work.scales_at;
   const Part part(work, warp);
   unsigned char* ring = shared + work.ring_at + static_cast<size_t>(warp) * slots * slot_bytes;
 
   // The ring is filled with weights before the kernel before has ended.
   Feed feed(part);
-  const Feed start = feed;
-  for (int s = 0; s < slots; ++s) {
-    feed.next(ring + s * slot_bytes, true, false);
-    if (!streamed) commit_copies();
-  }
-  if (streamed) {
+  for (int s = 0; s < slots; ++s) feed.next(ring + s * slot_bytes, s, scales_at);
+  if constexpr (!kStaged) {
     wait_for_previous();
-    Feed again = start;
-    for (int s = 0; s < slots; ++s) {
-      again.next(ring + s * slot_bytes, false, true);
-      commit_copies();
-    }
   } else {
     if (work.norm == nullptr && work.places == nullptr) {
       wait_for_previous();
@@ -238,46 +254,33 @@ __global__ void __launch_bounds__(kThreads, 1) linear_mixed_kernel(EXLTUI_PARAME
     __syncthreads();
   }
 
-  Rows<kGroups> x_rows;  // within shared memory, or where x is streamed within a slot
-  x_rows.swap = streamed ? row % 2 : 0;
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    // Columns that no token has hold whatever another gives, and nobody reads them.
-    const int token = 8 * g + row < work.tokens ? 8 * g + row : row % 2 < work.tokens ? row % 2 : 0;
-    x_rows.at[g] = (streamed ? shared + work.x_at + token * kStreamedPitch : shared + kStagedAt + static_cast<size_t>(token) * row_stride(work.k_padded) * 2) + lane % 4 * 16;
-  }
-  unsigned char *slot = ring, *free = nullptr, *const ring_end = ring + slots * slot_bytes;
+  const Rows<kGroups, kStaged> x(work);
+  int index = 0, free = -1, parity = 0;  // the slot, the one before it, and the parity of how often the slot was filled before
   int column = part.first;
+  Sums<kGroups> total;
+  const auto store = [&](int place) {
+    total.store(reinterpret_cast<float*>(shared + work.sums_at) + static_cast<size_t>(place * work.ways + part.way) * work.tokens * 32, work.tokens);
+  };
   for (int pass = 0; pass < columns; pass += work.units_of_pass * work.parts) {
     const int pass_end = min(pass + work.units_of_pass * work.parts, columns);
     for (; column < pass_end; column += part.stride) {
-      Sums<kGroups> total;
       total.clear();
-      for (int i = 0; i < work.panel_count; ++i) {
-        const Panel& panel = work.panels[i];
-        if (column_of(work, panel, column) < 0) continue;
-        const Share share = part.share(i);
-        const int bits = panel.bits, shift = panel.group_shift;
-        for (int step = share.from; step < share.to; ++step) {
-          wait_copies(slots - 2);
-          sync_warp();  // all lanes' copies are there, and all lanes have done with the slot before
-          if (free != nullptr) {
-            feed.next(free, true, streamed);
-            commit_copies();
-          }
-          const int first = step * mixed_step_tiles(bits);
-          const ptrdiff_t away = streamed ? slot - shared : (panel.first_tile + first) * 64;
-          Rows<kGroups> x = x_rows;
-#pragma unroll
-          for (int g = 0; g < kGroups; ++g) x.at[g] += away;
-          multiply_any(bits, slot, min(mixed_step_tiles(bits), panel.tiles - first), shift, x, total);
-          free = slot;
-          slot += slot_bytes;
-          if (slot == ring_end) slot = ring;
-        }
+      for (int left = part.steps(column); left > 0; --left) {
+        wait_copies(slots - 2);
+        sync_warp();  // all lanes' copies are there, and all lanes have done with the slot before
+        if (free >= 0) feed.next(ring + free * slot_bytes, free, scales_at);
+        arrivals()[index].wait(parity);
+        const Step step = steps()[index];
+        const unsigned char* slot = ring + index * slot_bytes;
+        multiply_any(step, slot, slot + scales_at, x.from(step.x_tile()), total);
+        free = index;
+        if (++index == slots) index = 0, parity ^= 1;
       }
-      total.store(reinterpret_cast<float*>(shared + work.sums_at) + static_cast<size_t>((column - pass) * work.ways + part.way) * work.tokens * 32,
-                  work.tokens);
+      if (!work.late) store(column - pass);
+    }
+    if (work.late) {
+      __syncthreads();  // all warps have done with their rings, whose place the sums take
+      if (part.first < columns) store(part.first);
     }
     write_units(work, pass / work.parts, (pass_end - pass) / work.parts);
     if (pass_end < columns) __syncthreads();
@@ -288,43 +291,42 @@ using Kernel = void (*)(LinearMixed);
 
 constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
-// Slots of each warp's ring in `bytes` of shared memory beside `fixed` and the sums.
-int slots_in(const LinearMixed& work, int bytes, int fixed, int unit_sums) {
-  return std::min((bytes - fixed - unit_sums * work.units_of_pass) / (kWarps * work.slot_bytes), kMaxSlots);
-}
-
-bool plan_with(LinearMixed& work, int shared_bytes, bool streamed) {
+// Lay out a block's shared memory; false if it is too small.
+bool place(LinearMixed& work, int shared_bytes, bool staged) {
   int weights = 0, scales = 0;
   for (int i = 0; i < work.panel_count; ++i) {
     const Panel& panel = work.panels[i];
-    weights = std::max(weights, step_bytes(panel.bits));
-    const int rows = panel.group_shift >= 2 ? 1 : mixed_step_tiles(panel.bits) >> panel.group_shift;
+    const int tiles = step_tiles(panel.bits, work.step_tiles);
+    if (panel.bits == kDenseBits && tiles < step_tiles(kDenseBits, kFullStep)) return false;  // its slots have one layout
+    weights = std::max(weights, tiles * code_bits(panel.bits) * 128);
+    const int rows = panel.group_shift >= 2 ? 1 : (tiles + (1 << panel.group_shift) - 1) >> panel.group_shift;
     if (panel.bits != kDenseBits) scales = std::max(scales, rows * scale_row_bytes(panel.bits));
   }
-  work.streamed = streamed;
-  work.scales_at = weights, work.x_at = weights + scales;
-  work.slot_bytes = work.x_at + (streamed ? work.tokens * kStreamedPitch : 0);
-  const int x_bytes = streamed ? 0 : work.tokens * row_stride(work.k_padded) * static_cast<int>(sizeof(__half));
+  work.staged = staged;
+  work.scales_at = weights, work.slot_bytes = weights + scales;
+  const int x_bytes = staged ? work.tokens * row_stride(work.k_padded) * static_cast<int>(sizeof(__half)) : 0;
   const int fixed = round_up(kStagedAt + x_bytes, 16), unit_sums = work.parts * work.ways * work.tokens * 32 * static_cast<int>(sizeof(float));
   const int together = std::max(kWarps / work.ways / work.parts, 1);  // a pass has whole rounds of the warps
+  work.late = work.units_of_block * work.parts * work.ways <= kWarps;
+  const auto sums = [&] { return unit_sums * work.units_of_pass; };
+  const auto slots = [&] { return std::min((shared_bytes - fixed - (work.late ? 0 : sums())) / (kWarps * work.slot_bytes), kMaxSlots); };
   work.units_of_pass = work.units_of_block;
-  while ((work.slots = slots_in(work, shared_bytes, fixed, unit_sums)) < 3 && work.units_of_pass > together) {
-    work.units_of_pass = (work.units_of_pass - 1) / together * together;
-  }
-  if (work.slots < 2) return false;
+  while (slots() < 3 && !work.late && work.units_of_pass > together) work.units_of_pass = (work.units_of_pass - 1) / together * together;
+  work.slots = slots();
+  const int ring = kWarps * work.slots * work.slot_bytes;
   work.ring_at = fixed;
-  work.sums_at = fixed + kWarps * work.slots * work.slot_bytes;
-  work.shared_bytes = work.sums_at + unit_sums * work.units_of_pass;
-  return true;
+  work.sums_at = work.late ? fixed : fixed + ring;
+  work.shared_bytes = std::max(fixed + ring, work.sums_at + sums());
+  return work.slots >= 2 && work.shared_bytes <= shared_bytes;
 }
 
-}  // namespace
-
-bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes) {
+// Cut the panels into steps, and each matrix by its cost.
+void cut(LinearMixed& work) {
   for (int i = 0; i < work.panel_count; ++i) {
     Panel& panel = work.panels[i];
-    panel.steps = (panel.tiles + mixed_step_tiles(panel.bits) - 1) / mixed_step_tiles(panel.bits);
-    panel.cost = code_bits(panel.bits) * mixed_step_tiles(panel.bits);
+    const int tiles = step_tiles(panel.bits, work.step_tiles);
+    panel.steps = (panel.tiles + tiles - 1) / tiles;
+    panel.cost = code_bits(panel.bits) * tiles;
   }
   const auto costs = [&](const Panel& of, int count) {  // of a column of the same matrix in the first `count` panels
     int sum = 0;
@@ -338,6 +340,11 @@ bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes)
     work.panels[i].start = costs(work.panels[i], i);
     work.panels[i].total = costs(work.panels[i], work.panel_count);
   }
+}
+
+}  // namespace
+
+bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes) {
   work.units_of_block = (work.units + multiprocessors - 1) / multiprocessors;
   // As few warps to a unit's k as keep all warps equally busy, within 4%.
   const int columns = work.units_of_block * work.parts;
@@ -345,14 +352,24 @@ bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes)
     const int shares = columns * work.ways;
     if (round_up(shares, kWarps) * 25 <= shares * 26) break;
   }
-  const bool can_stream = work.tokens > 1 && work.places == nullptr && work.norm == nullptr && work.k % 32 == 0;
-  if (can_stream && columns == 1 && plan_with(work, shared_bytes, true)) return true;
-  return plan_with(work, shared_bytes, false) || (can_stream && plan_with(work, shared_bytes, true));
+  // One token's x is normalised and brought into order on its way; a single unit's x is used once; more than eight rows would leave no
+  // room for the rings.
+  const bool direct = work.places == nullptr && work.norm == nullptr && work.k % 32 == 0;
+  const bool stages = work.tokens == 1 || (work.tokens <= kSmallTokens && (columns > 1 || !direct));
+  for (work.step_tiles = kFullStep; work.step_tiles > 0; work.step_tiles /= 2) {
+    cut(work);
+    if ((stages && place(work, shared_bytes, true)) || (direct && place(work, shared_bytes, false))) return true;
+  }
+  return false;
 }
 
 cudaError_t linear_mixed(const LinearMixed& work, cudaStream_t stream, bool overlap) {
   if ((work.places != nullptr || work.norm != nullptr) && work.tokens != 1) return cudaErrorInvalidValue;
-  const Kernel kernel = work.tokens > 8 ? linear_mixed_kernel<2> : linear_mixed_kernel<1>;
+  const int groups = (work.tokens + kSmallTokens - 1) / kSmallTokens;
+  const Kernel kernel = work.staged    ? linear_mixed_kernel<1, true>
+                        : groups == 1  ? linear_mixed_kernel<1, false>
+                        : groups == 2  ? linear_mixed_kernel<2, false>
+                                       : linear_mixed_kernel<4, false>;
   const cudaError_t status = allow_shared(kernel, work.shared_bytes);
   if (status != cudaSuccess) return status;
   const int blocks = (work.units + work.units_of_block - 1) / work.units_of_block;

@@ -24,7 +24,7 @@ constexpr int kThreads = kLinearSmallWarps * kWarp;
 
 // Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, x [t, row_stride]
 // f16, a row of x in its own order where one token's x is normalised (f32) or brought into stored order (f16), and the sums of the warps
-// [units of a pass, parts, warps, t, 32] f32.
+// [parts, units of a pass, warps, t, 32] f32.
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearSmall) + 15) / 16 * 16;
 constexpr int kSumsBytes = kLinearSmallWarps * sizeof(float);
@@ -42,17 +42,11 @@ constexpr int kPrefetchLines = 64;  // 8 KB a warp: with 16 of them what a multi
 template <int kBits, int kTiles>
 constexpr int kDepth = kBits == kDenseBits ? 3 : kBits * kTiles >= 20 ? 2 : kBits * kTiles >= 16 ? 3 : kBits * kTiles >= 8 ? 4 : 8;
 
-// The steps [from, to) of a column of the panel that warp `warp` takes: its share of the matrix's cost.
+// The steps [from, to) of every column that warp `warp` takes.
 struct Share {
   int from, to;
 
-  __device__ __forceinline__ Share(const Panel& panel, int warp)
-      : from(step_at(panel, warp * panel.total / kLinearSmallWarps)), to(step_at(panel, (warp + 1) * panel.total / kLinearSmallWarps)) {}
-
-  static __device__ __forceinline__ int step_at(const Panel& panel, int point) {
-    const int ahead = point - panel.start;
-    return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, panel.steps);
-  }
+  __device__ __forceinline__ Share(int steps, int warp) : from(warp * steps / kLinearSmallWarps), to((warp + 1) * steps / kLinearSmallWarps) {}
 };
 
 __device__ __forceinline__ uint4 load_order(const LinearSmall& work, int piece) {
@@ -198,13 +192,13 @@ __device__ __forceinline__ void write_units(const LinearSmall& work, int first, 
     if (waits) __syncthreads();
     waits = false;
     if (!exists) continue;
-    const float* sums = warp_sums(work) + static_cast<size_t>(unit) * work.parts * kLinearSmallWarps * values + place;
+    const float* sums = warp_sums(work) + static_cast<size_t>(unit) * kLinearSmallWarps * values + place;
     float sum = 0.0f, up = 0.0f;
 #pragma unroll
     for (int warp = 0; warp < kLinearSmallWarps; ++warp) sum += sums[warp * values];
     if (work.parts == 2) {
 #pragma unroll
-      for (int warp = 0; warp < kLinearSmallWarps; ++warp) up += sums[(kLinearSmallWarps + warp) * values];
+      for (int warp = 0; warp < kLinearSmallWarps; ++warp) up += sums[(units * kLinearSmallWarps + warp) * values];
     }
     write_result(work, target, feature, sum, up, residual);
   }
@@ -222,58 +216,93 @@ struct Prologue {
   }
 };
 
-// Ask for the lines of the warp's first columns that no load has asked for yet, as far as kPrefetchLines go.
-__device__ __forceinline__ void prefetch_columns(const Panel& panel, const Share& share, int column, int columns, int step_lines, int loaded) {
-  const int own = (share.to - share.from) * step_lines, all = min(columns * own, kPrefetchLines);
-  const char* words = reinterpret_cast<const char*>(panel.words) + (static_cast<size_t>(column) * panel.steps + share.from) * step_lines * 128;
-  for (int line = loaded * step_lines + threadIdx.x % kWarp; line < all; line += kWarp) {
-    prefetch_line(words + (static_cast<size_t>(line / own) * panel.steps * step_lines + line % own) * 128);
-  }
-}
-
-// Stream one warp's share of columns [column, column + columns) of a panel, in steps of kTiles tiles: loads run kDepth steps ahead of the
-// products. A step has one row of scales. `place` is where the sums of the first column go; columns that no token has hold whatever
-// token 0 gives, and nobody reads them.
+// Where the loads of a warp are: at a step of a column of a panel. Columns follow each other from panel to panel, without a stop.
 template <int kTag, int kTiles>
-__device__ __forceinline__ void stream_panel(const Panel& panel, const Share share, int column, int columns, float* place, Prologue& prologue) {
+struct Loads {
+  static constexpr bool kZeros = kTag == kGptqBits;
+  static constexpr int kBits = kZeros ? 4 : kTag;
+  using ScaleWord = typename std::conditional<kZeros, uint4, uint2>::type;
+  const Share share;
+  const int first, units;  // of the pass
+  int panel, columns;      // the panel, and how many of its columns are left with this one
+  int step;                // the next
+  const int tiles, shift;  // of all panels
+  Source<kBits> source;
+  const ScaleWord* scales;
+
+  __device__ __forceinline__ Loads(const Share& share_, int first_, int units_)
+      : share(share_), first(first_), units(units_), panel(-1), columns(0), step(share_.from), tiles(job().panels[0].tiles), shift(job().panels[0].group_shift) {
+    next_panel();
+  }
+
+  // To the next panel that has columns in the pass, if there is one.
+  __device__ __forceinline__ void next_panel() {
+    const LinearSmall& work = job();
+    while (++panel < work.panel_count) {
+      const Panel& now = work.panels[panel];
+      const int column = max(first - now.first_unit, 0);
+      columns = min(first + units - now.first_unit, now.columns) - column;
+      if (columns <= 0) continue;
+      const int lane = threadIdx.x % kWarp;
+      source = Source<kBits>(now, column * tiles + share.from * kTiles, lane);
+      scales = reinterpret_cast<const ScaleWord*>(now.scales) + static_cast<size_t>(column) * (tiles >> shift) * 8 + lane / 4;
+      return;
+    }
+  }
+
+  // A step's registers and scales.
+  __device__ __forceinline__ void next(uint32_t (&stage)[kTiles][kBits], ScaleWord& scale) {
+    source.next(stage);
+    if constexpr (kBits != kDenseBits) scale = load_stream(scales + (step * kTiles >> shift) * 8);
+    if (++step < share.to) return;
+    step = share.from;
+    if (--columns == 0) {
+      next_panel();
+    } else {
+      source.skip(tiles - (share.to - share.from) * kTiles);
+      scales += static_cast<size_t>(tiles >> shift) * 8;
+    }
+  }
+
+  // Ask for the lines of a warp's first columns that no load has asked for yet, as far as kPrefetchLines go.
+  static __device__ __forceinline__ void prefetch(const Panel& now, const Share& share, int column, int columns, int loaded) {
+    constexpr int kLines = kBits * kTiles;  // of a step
+    const int own = (share.to - share.from) * kLines, all = min(columns * own, kPrefetchLines);
+    const char* words = reinterpret_cast<const char*>(now.words) + (static_cast<size_t>(column) * now.steps + share.from) * kLines * 128;
+    for (int line = loaded * kLines + threadIdx.x % kWarp; line < all; line += kWarp) {
+      prefetch_line(words + (static_cast<size_t>(line / own) * now.steps * kLines + line % own) * 128);
+    }
+  }
+};
+
+// Stream one warp's share of all columns of a pass, in steps of kTiles tiles: loads run kDepth steps ahead of the products. A step has one
+// row of scales. `place` is where the sums of the first column go; columns of x that no token has hold whatever token 0 gives, and nobody
+// reads them.
+template <int kTag, int kTiles>
+__device__ __forceinline__ void stream_pass(const Share share, int first, int units, float* place, Prologue& prologue) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = kZeros ? 4 : kTag;
   constexpr bool kScaled = kBits != kDenseBits;  // with scales; packed in tiles
   constexpr int kStages = kDepth<kBits, kTiles>;
   constexpr uint32_t kOnes = 0x3c003c00u;
-  using ScaleWord = typename std::conditional<kZeros, uint4, uint2>::type;
+  using ScaleWord = typename Loads<kTag, kTiles>::ScaleWord;
   const LinearSmall& work = job();
-  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4, shift = panel.group_shift, tokens = work.tokens;
-  const int rest = (panel.steps - share.to + share.from) * kTiles, groups = panel.tiles >> shift;
-  const int place_stride = work.parts * kLinearSmallWarps * tokens * 32;
-  Source<kBits> source(panel, column * panel.tiles + share.from * kTiles, lane);
-  const ScaleWord* scales = reinterpret_cast<const ScaleWord*>(panel.scales) + static_cast<size_t>(column) * groups * 8 + row;
+  const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4, tokens = work.tokens;
+  const int place_stride = kLinearSmallWarps * tokens * 32;
   const uint4* x_first = reinterpret_cast<const uint4*>(staged_x() + static_cast<size_t>(row < tokens ? row : 0) * row_stride(work.k_padded) +
-                                                        panel.first_tile * 32 + pair * 8) + share.from * kTiles * 4;
-
+                                                        pair * 8) + share.from * kTiles * 4;
+  Loads<kTag, kTiles> loads(share, first, units);
+  const Panel& first_panel = work.panels[loads.panel];
+  const int first_columns = loads.columns;
   uint32_t stage[kStages][kTiles][kBits];
   ScaleWord scale[kStages];
-  int load_step = share.from;
-  const auto load_scale = [&](ScaleWord& word) {  // of the step that was loaded last, and on to the next
-    if constexpr (kScaled) word = load_stream(scales + (load_step * kTiles >> shift) * 8);
-    ++load_step;
-    if (load_step == share.to) {
-      load_step = share.from;
-      source.skip(rest);
-      scales += static_cast<size_t>(groups) * 8;
-    }
-  };
-  int left = columns * (share.to - share.from);  // steps to do
+  int left = units * work.parts * (share.to - share.from);  // steps to do
 #pragma unroll
   for (int s = 0; s < kStages; ++s) {
-    if (s < left) {
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) source.next(stage[s][i]);
-      load_scale(scale[s]);
-    }
+    if (s < left) loads.next(stage[s], scale[s]);
   }
   if (prologue.pending) {
-    if constexpr (kScaled) prefetch_columns(panel, share, column, columns, kBits * kTiles, kStages);
+    if constexpr (kScaled) loads.prefetch(first_panel, share, max(first - first_panel.first_unit, 0), first_columns, kStages);
     prologue.run();
   }
 
@@ -285,7 +314,6 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
 #pragma unroll
     for (int s = 0; s < kStages; ++s) {
       if (s < left) {
-        const bool more = s + kStages < left;
         const ScaleWord scale_now = scale[s];
         Sums group;
         float x_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of x over the step, for zero points: rows of ones times x
@@ -295,18 +323,17 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
         for (int i = 0; i < kTiles; ++i) {
           const uint4 b = x[4 * i];
           uint32_t a[16];
-          unpack<kBits>(stage[s][i], a);
-          if (more) source.next(stage[s][i]);
+          unpack_raw<kBits>(stage[s][i], a);
 #pragma unroll
           for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m], a[8 * m + 1], a[8 * m + 2], a[8 * m + 3]}, b.x, b.y);
 #pragma unroll
           for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
-          if constexpr (kZeros) {
+          if constexpr (kScaled) {
             multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
             multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
           }
         }
-        if (more) load_scale(scale[s]);
+        if (s + kStages < left) loads.next(stage[s], scale[s]);
         if constexpr (kScaled) {
           const float2 low = __half22float2(as_half2(scale_now.x)), high = __half22float2(as_half2(scale_now.y));
           const float of_row[4] = {low.x, low.y, high.x, high.y};
@@ -319,9 +346,8 @@ __device__ __forceinline__ void stream_panel(const Panel& panel, const Share sha
           for (int m = 0; m < 2; ++m) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              float sum = group.value[m][i];
-              if constexpr (kZeros) sum += zero[2 * m + i / 2] * x_sums[i % 2];
-              total.value[m][i] += of_row[2 * m + i / 2] * sum;
+              const float offset = zero[2 * m + i / 2] - raw_base<kBits>(i / 2) - static_cast<float>(1 << (kBits - 1));
+              total.value[m][i] += of_row[2 * m + i / 2] * (group.value[m][i] + offset * x_sums[i % 2]);
             }
           }
         }
@@ -354,17 +380,13 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
     const int line = blockIdx.x + gridDim.x * threadIdx.x;
     if (line < work.k / 32) prefetch_line(work.norm + line * 32);
   }
+  const Share share(work.panels[0].steps, warp);
   for (int first = blockIdx.x * work.units_of_block; first < end; first += work.units_of_pass) {
     const int units = min(work.units_of_pass, end - first);
     if (!work.late) clear_sums(work, units);
-    for (int i = 0; i < work.panel_count; ++i) {
-      const Panel& panel = work.panels[i];
-      const int column = max(first - panel.first_unit, 0), columns = min(first + units - panel.first_unit, panel.columns) - column;
-      const Share share(panel, warp);
-      if (columns <= 0 || share.from >= share.to) continue;
-      const int slot = (column + panel.first_unit - first) * work.parts + panel.part;
-      float* place = warp_sums(work) + static_cast<size_t>(slot * kLinearSmallWarps + warp) * work.tokens * 32;
-      stream_panel<kTag, kTiles>(panel, share, column, columns, place, prologue);
+    if (share.from < share.to) {
+      float* place = warp_sums(work) + static_cast<size_t>(warp) * work.tokens * 32;
+      stream_pass<kTag, kTiles>(share, first, units, place, prologue);
     }
     if (prologue.pending) prologue.run();  // a warp without a share still has a part in staging x
     write_units(work, first, units);

@@ -8,12 +8,11 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kMaxSlots = 4;  // more ran slower: a long ring fills with weights while x waits behind them
-constexpr int kStreamedPitch = 256;  // bytes of a token's x in a slot: 128 values; odd rows have their tiles swapped, for the banks' sake
+constexpr int kMaxSlots = 3;  // more ran slower: a long ring fills with weights while x waits behind them
 
 // Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, the shares [panels, warps],
-// x [t, row_stride] f16 unless it is streamed, the rings [warps, slots, slot_bytes], and the sums of the warps [units of a pass, parts,
-// ways, t, 32] f32.
+// arrivals and steps of the slots [warps, slots], x [t, row_stride] f16 if it is staged, the rings [warps, slots, slot_bytes], and the sums of the warps [units of a pass, parts, ways, t,
+// 32] f32, in the rings' place if there is one pass.
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearMixed) + 15) / 16 * 16;
 constexpr int kSquaresBytes = kWarps * sizeof(float);
@@ -21,7 +20,9 @@ struct Share {
   int from, to;
 };
 constexpr int kSharesAt = kJobBytes + kSquaresBytes;
-constexpr int kStagedAt = kSharesAt + kMaxPanels * kWarps * sizeof(Share);
+constexpr int kArrivalsAt = kSharesAt + kMaxPanels * kWarps * sizeof(Share);
+constexpr int kStepsAt = kArrivalsAt + kWarps * kMaxSlots * sizeof(Arrival);
+constexpr int kStagedAt = kStepsAt + kWarps * kMaxSlots * sizeof(uint32_t);
 
 __device__ __forceinline__ const LinearMixed& job() { return *reinterpret_cast<const LinearMixed*>(shared); }
 __device__ __forceinline__ float* square_sums() { return reinterpret_cast<float*>(shared + kJobBytes); }
@@ -33,6 +34,7 @@ __device__ __forceinline__ int share_start(const Panel& panel, int way, int ways
   return ahead <= 0 ? 0 : min((ahead + panel.cost - 1) / panel.cost, panel.steps);
 }
 
+__device__ __forceinline__ Arrival* arrivals() { return reinterpret_cast<Arrival*>(shared + kArrivalsAt) + threadIdx.x / kWarp * kMaxSlots; }
 __device__ __forceinline__ Share* shares() { return reinterpret_cast<Share*>(shared + kSharesAt); }
 
 // A warp's part in its block's work: way `way` of the k of columns first, first + stride, .. A column is a unit's matrix.
@@ -42,6 +44,7 @@ struct Part {
   __device__ __forceinline__ Part(const LinearMixed& work, int warp) : way(warp % work.ways), first(warp / work.ways), stride(kWarps / work.ways) {}
 
   __device__ __forceinline__ Share share(int panel) const { return shares()[panel * kWarps + way]; }
+  __device__ __forceinline__ int steps(int column) const;
 };
 
 // The column of `panel` that column `column` of the block asks for, or -1.
@@ -50,98 +53,127 @@ __device__ __forceinline__ int column_of(const LinearMixed& work, const Panel& p
   return panel.part == (column & (work.parts - 1)) && at >= 0 && at < panel.columns ? at : -1;
 }
 
+// The steps of a column that fall to the part.
+__device__ __forceinline__ int Part::steps(int column) const {
+  const LinearMixed& work = job();
+  int count = 0;
+  for (int i = 0; i < work.panel_count; ++i) {
+    if (column_of(work, work.panels[i], column) >= 0) count += share(i).to - share(i).from;
+  }
+  return count;
+}
+
 __device__ __forceinline__ int columns_of_block(const LinearMixed& work) {
   return min(work.units_of_block, work.units - static_cast<int>(blockIdx.x) * work.units_of_block) * work.parts;
 }
 
 __host__ __device__ __forceinline__ constexpr int scale_row_bytes(int bits) { return bits == kGptqBits ? 128 : 64; }
 
-// Bytes of the weights of a whole step.
-__host__ __device__ __forceinline__ constexpr int step_bytes(int bits) { return mixed_step_tiles(bits) * code_bits(bits) * 128; }
+constexpr int kFullStep = 4;  // tiles of a step; fewer where a chip's shared memory is small
 
-// Asks for a warp's steps, one after the other.
-struct Feed {
-  int column, panel;     // of the run of steps
-  int step, left;        // the next step of the run, and how many there are with it
-  const char* words;     // of the next step; fp16: of the tile's first row
-  const char* scales;    // of the panel's column
-  int bits, tiles, shift;  // of the panel; its group_shift
-  const Part part;
+// Tiles of a step of a panel.
+__host__ __device__ __forceinline__ constexpr int step_tiles(int bits, int most) { return bits == kDenseBits && most > 2 ? 2 : most; }
 
-  __device__ __forceinline__ Feed(const Part& part_)
-      : column(part_.first), panel(0), step(0), left(0), words(nullptr), scales(nullptr), bits(0), tiles(0), shift(0), part(part_) {
-    seek();
+// A step in a word: the tag of its panel, its tiles, the tiles that share a row of scales (4: all), and its first tile of x. 0: none.
+struct Step {
+  uint32_t word;
+
+  static __device__ __forceinline__ uint32_t pack(int tag, int tiles, int group_shift, int x_tile) {
+    return tag | tiles << 5 | min(group_shift, 2) << 8 | x_tile << 10;
   }
+  __device__ __forceinline__ int tag() const { return word & 31; }
+  __device__ __forceinline__ int tiles() const { return word >> 5 & 7; }
+  __device__ __forceinline__ int group_shift() const { return word >> 8 & 3; }
+  __device__ __forceinline__ int x_tile() const { return word >> 10; }
+};
 
-  // To the first run from (column, panel) on.
-  __device__ __forceinline__ void seek() {
+__device__ __forceinline__ Step* steps() { return reinterpret_cast<Step*>(shared + kStepsAt) + threadIdx.x / kWarp * kMaxSlots; }
+
+// Asks for a warp's steps, one after the other. Each lane finds one of the next 32, so that a step costs little when its turn comes.
+struct Feed {
+  const Part part;
+  int column, panel, step;  // where the search for the next 32 begins
+  int turn;                 // the lane whose step is next
+  Step own;                 // this lane's step
+  const char* words;        // its weights; fp16: of the first row
+  const char* scales;
+  int bytes;                // of its weights; fp16: from row to row
+  int scale_bytes;
+
+  __device__ __forceinline__ Feed(const Part& part_) : part(part_), column(part_.first), panel(0), step(0) { find(); }
+
+  __device__ __forceinline__ void find() {
     const LinearMixed& work = job();
     const int columns = columns_of_block(work);
-    for (; column < columns; column += part.stride, panel = 0) {
-      for (; panel < work.panel_count; ++panel) {
-        const Panel& now = work.panels[panel];
-        const int at = column_of(work, now, column);
-        const Share share = part.share(panel);
-        if (at < 0 || share.from >= share.to) continue;
-        bits = now.bits, tiles = now.tiles, shift = now.group_shift;
-        step = share.from, left = share.to - share.from;
-        words = reinterpret_cast<const char*>(now.words);
-        if (bits == kDenseBits) {
-          words += (static_cast<size_t>(at) * 32 * tiles + step * mixed_step_tiles(bits)) * 64;
-        } else {
-          words += (static_cast<size_t>(at) * tiles + step * mixed_step_tiles(bits)) * (code_bits(bits) * 128);
-          scales = reinterpret_cast<const char*>(now.scales) + static_cast<size_t>(at) * (tiles >> shift) * scale_row_bytes(bits);
-        }
-        return;
+    int skip = threadIdx.x % kWarp;  // steps to the lane's own
+    own.word = 0;
+    while (column < columns && own.word == 0) {
+      if (panel == work.panel_count) {
+        column += part.stride, panel = 0;
+        continue;
+      }
+      const Panel& now = work.panels[panel];
+      const Share share = part.share(panel);
+      const int at = column_of(work, now, column), from = max(share.from, step), here = at < 0 ? 0 : share.to - from;
+      if (skip < here) {
+        describe(now, at, from + skip);
+        step = from + skip + 1;
+      } else {
+        skip -= max(here, 0);
+        ++panel, step = 0;
       }
     }
+    column = shuffle(column, kWarp - 1), panel = shuffle(panel, kWarp - 1), step = shuffle(step, kWarp - 1);
+    turn = 0;
   }
 
-  // The next step into a slot: its weights, its x, or both.
-  __device__ __forceinline__ void next(unsigned char* slot, bool weights, bool x) {
-    if (left == 0) return;
-    const int first = step * mixed_step_tiles(bits), count = min(mixed_step_tiles(bits), tiles - first);
-    if (weights) copy_weights(slot, first, count);
-    if (x) copy_x(slot, first, count);
-    words += count * (bits == kDenseBits ? 64 : code_bits(bits) * 128);
-    ++step;
-    if (--left == 0) {
-      ++panel;
-      seek();
-    }
-  }
-
-  __device__ __forceinline__ void copy_weights(unsigned char* slot, int first, int count) const {
-    const int lane = threadIdx.x % kWarp;
-    if (bits == kDenseBits) {  // 32 rows of eight pieces; pieces of odd rows are swapped so that two rows fall into different banks
-      const size_t pitch = static_cast<size_t>(tiles) * 64;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int row = lane / 8 + 4 * i, piece = lane % 8;
-        if (piece < count * 4) copy_16(slot + row * 128 + (piece ^ (row % 2 * 4)) * 16, words + row * pitch + piece * 16);
-      }
+  // Step `index` of column `at` of a panel is this lane's.
+  __device__ __forceinline__ void describe(const Panel& now, int at, int index) {
+    const int most = step_tiles(now.bits, job().step_tiles), first = index * most, count = min(most, now.tiles - first);
+    own.word = Step::pack(now.bits, count, now.group_shift, now.first_tile + first);
+    words = reinterpret_cast<const char*>(now.words);
+    if (now.bits == kDenseBits) {
+      words += (static_cast<size_t>(at) * 32 * now.tiles + first) * 64;
+      bytes = now.tiles * 64;
       return;
     }
-    const int pieces = count * code_bits(bits) * 8;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int piece = i * kWarp + lane;
-      if (piece < pieces) copy_16(slot + piece * 16, words + piece * 16);
-    }
-    const int rows = shift >= 2 ? 1 : (count + (1 << shift) - 1) >> shift;
-    if (lane < rows * scale_row_bytes(bits) / 16) {
-      copy_16(slot + job().scales_at + lane * 16, scales + (first >> shift) * scale_row_bytes(bits) + lane * 16);
-    }
+    const int tile_bytes = code_bits(now.bits) * 128, row_bytes = scale_row_bytes(now.bits), shift = now.group_shift;
+    words += (static_cast<size_t>(at) * now.tiles + first) * tile_bytes;
+    scales = reinterpret_cast<const char*>(now.scales) + (static_cast<size_t>(at) * (now.tiles >> shift) + (first >> shift)) * row_bytes;
+    bytes = count * tile_bytes;
+    scale_bytes = (shift >= 2 ? 1 : (count + (1 << shift) - 1) >> shift) * row_bytes;
   }
 
-  __device__ __forceinline__ void copy_x(unsigned char* slot, int first, int count) const {
-    const LinearMixed& work = job();
-    for (int piece = threadIdx.x % kWarp; piece < work.tokens * 16; piece += kWarp) {
-      const int token = piece / 16, at = piece % 16;
-      if (at < count * 4) {
-        copy_16(slot + work.x_at + token * kStreamedPitch + (at ^ token % 2 * 4) * 16,
-                work.x + static_cast<size_t>(token) * work.k + (work.panels[panel].first_tile + first) * 32 + at * 8);
+  // The next step, if there is one, into slot `index`.
+  __device__ __forceinline__ void next(unsigned char* slot, int index, int scales_at) {
+    if (turn == kWarp) find();
+    const Step now{shuffle(own.word, turn)};
+    if (now.word != 0) {
+      const bool mine = threadIdx.x % kWarp == turn, dense = now.tag() == kDenseBits;
+      if (mine) {
+        steps()[index] = now;
+        arrivals()[index].announce(dense ? 0 : bytes + scale_bytes);
       }
+      if (dense) {
+        copy_rows(slot, now.tiles());
+      } else {
+        copy_run(slot, words, bytes, arrivals()[index], turn);
+        copy_run(slot + scales_at, scales, scale_bytes, arrivals()[index], turn);
+      }
+    }
+    commit_copies();
+    ++turn;
+  }
+
+  // Plain fp16: 32 rows of eight pieces; pieces of odd rows are swapped so that two rows fall into different banks.
+  __device__ __forceinline__ void copy_rows(unsigned char* slot, int count) const {
+    const int lane = threadIdx.x % kWarp, piece = lane % 8;
+    const char* rows = reinterpret_cast<const char*>(shuffle(reinterpret_cast<unsigned long long>(words), turn));
+    const size_t pitch = shuffle(bytes, turn);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = lane / 8 + 4 * i;
+      if (piece < count * 4) copy_16(slot + row * 128 + (piece ^ (row % 2 * 4)) * 16, rows + row * pitch + piece * 16);
     }
   }
 };

@@ -20,7 +20,7 @@ from exltui.engine.ops.references import expect
 from exltui.engine.ops.table import register_native
 from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
 
-SMALL_ROWS = 32  # up to eight, or sixteen, a pass; two passes over the packed weights still beat dequantise + cuBLAS (docs/cuda.md)
+SMALL_ROWS = 32  # one pass over the packed weights; two passes lose to dequantise + cuBLAS (docs/cuda.md)
 DECODE_ROWS = 8  # query tokens of a sequence that the decode attention takes one by one
 SLAB = 1 << 27  # fp16 values of dequantised weights at a time: 256 MB
 ATTEND_DIMS = (64, 128, 256)
