@@ -257,10 +257,10 @@ def _norms_of_each_head(g: torch.Generator) -> tuple[Any, ...]:
     return normal(g, len(where.positions), 256), rope, where, store, heads
 
 
-def _sinks(layout: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
+def _sinks(layout: str, shape: str, store: str) -> Callable[[torch.Generator], tuple[Any, ...]]:
     def build(g: torch.Generator) -> tuple[Any, ...]:
-        q, store, where, _ = _attend(layout, "4x2x32", "fp16", Attention(0.1))(g)
-        return q, store, where, Attention(0.1, 0.0, 100, normal(g, 4) * 3)
+        q, layer, where, _ = _attend(layout, shape, store, Attention(0.1))(g)
+        return q, layer, where, Attention(0.1, 0.0, 100, normal(g, q.shape[1]) * 3)
 
     return build
 
@@ -336,7 +336,11 @@ def _mixtures() -> list[Case]:
     found += [Case("experts", f"t{t}-{k}", _packed_experts(t, k)) for t in (1, 8, 33) for k in ("exl2-53", "exl2-82", "gptq-order", "f16")]
     found += [Case("activate", f"t{t}-{a}", activate(t, t > 1, a)) for t in (1, 17) for a in ("silu", "gelu")]
     found += [Case("lora_add", f"t{t}-{kind}", lora(t, kind)) for t in (1, 17) for kind in ("none", "rms")]
-    found += [Case("attend", f"{layout}-sinks", _sinks(layout)) for layout in ("decode", "continued")]
+    found += [
+        Case("attend", f"{layout}-{shape}-sinks-{store}", _sinks(layout, shape, store))
+        for layout in ("decode", "continued")
+        for shape, store in (("4x2x32", "fp16"), ("9x3x64", "fp16"), ("9x3x64", "q4"))
+    ]
     return [*found, Case("rope_store", "strange", _strange_heads), Case("rope_store", "each-head", _norms_of_each_head)]
 
 

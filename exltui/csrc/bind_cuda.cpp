@@ -308,7 +308,7 @@ Tensor rope_store(const Tensor& qkv, const OptionalTensor& cosine, const Optiona
 
 Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& k_scale, const OptionalTensor& v_scale,
                      at::IntArrayRef bits, const Tensor& query_start, const Tensor& lengths, const Tensor& page_table, double scale,
-                     double softcap, int64_t window) {
+                     double softcap, int64_t window, const OptionalTensor& sinks) {
   const c10::cuda::CUDAGuard guard(q.device());
   check_half(q, "attend", "q");
   check_int(query_start, "attend", "query_start");
@@ -324,6 +324,8 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   work.table_width = static_cast<int>(page_table.size(1));
   work.t = static_cast<int>(q.size(0)), work.b = static_cast<int>(lengths.size(0));
   work.h = static_cast<int>(q.size(1)), work.g = static_cast<int>(k.size(2)), work.d = static_cast<int>(q.size(2));
+  TORCH_CHECK(!sinks.has_value() || sinks->numel() == work.h, "attend: sinks must be f32 [h]");
+  work.sinks = floats(sinks, "attend", "sinks");
   const int units = work.t * work.g * ((work.h / work.g + 7) / 8);
   // A multiprocessor has room for two blocks, of wide heads for one; a split is two tiles of 16 tokens a warp, 256 tokens.
   const int blocks = device.multiprocessors * (work.d <= 128 ? 2 : 1);
@@ -416,7 +418,7 @@ TORCH_LIBRARY(exltui_cuda, m) {
       "Tensor(c!)? k_scale, Tensor(d!)? v_scale, int[] bits, int[] heads, Tensor? q_norm, Tensor? k_norm, float eps, float offset) -> Tensor");
   m.def(
       "attend_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, int[] bits, Tensor query_start, Tensor lengths, "
-      "Tensor page_table, float scale, float softcap, int window) -> Tensor");
+      "Tensor page_table, float scale, float softcap, int window, Tensor? sinks) -> Tensor");
   m.def("gather_pages(Tensor codes, Tensor? scales, int bits, Tensor page_table, int length, int d) -> Tensor");
   m.def("repack(Tensor source, int bits) -> Tensor");
   m.def("sample(Tensor logits, Tensor params, Tensor points, Tensor? lengths, Tensor(a!) drawn, Tensor(b!)? tokens) -> ()");

@@ -408,7 +408,7 @@ __device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kD
     weight += share * own[i].y;
   }
   weight = warp_sum(weight);
-  if (lane == 0) shared.weight[0][column] = weight;
+  if (lane == 0) shared.weight[0][column] = weight, shared.largest[0][column] = largest;
   __syncthreads();
   for (int at = threadIdx.x; at < heads * kQuads; at += kThreads) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -449,6 +449,10 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_decode_k
   attend_tiles<kDim, kKeyBits, kValueBits>(work, shared, place, kv_head, running);
   merge_warps<kDim>(shared, running, heads);
   if (place.splits > 1 && !merge_splits<kDim>(work, shared, token * gridDim.y + blockIdx.y, split, place.splits, heads)) return;
+  __syncthreads();
+  if (work.sinks != nullptr && threadIdx.x < heads) {
+    shared.weight[0][threadIdx.x] += exp2f(work.sinks[head + threadIdx.x] * kLog2e - shared.largest[0][threadIdx.x]);
+  }
   __syncthreads();
   for (int at = threadIdx.x; at < heads * kDim; at += kThreads) shared.sums[0][at / kDim][at % kDim] /= shared.weight[0][at / kDim];
   __syncthreads();

@@ -187,6 +187,7 @@ struct AttendDecode {
   int* counters;            // [t, g], zero before and after
   int t, b, h, g, d;
   int splits;               // blocks that share one (token, KV head)
+  const float* sinks;       // [h] scores of a key that has no value, or null
   float scale, softcap;
   int window;               // 0: all; else the last `window` tokens, the query's own among them
 };

@@ -2,7 +2,7 @@
 
 Up to ``SMALL_ROWS`` tokens a product runs as a kernel that reads the packed weights, with the norm before and the residual, gate or
 soft cap after it inside. More tokens take the weights through fp16 and cuBLAS. Every function takes the arguments of its reference and
-hands calls that its kernels do not cover (attention sinks, M-RoPE, other than f16 activations) to the reference.
+hands calls that its kernels do not cover (M-RoPE, other than f16 activations) to the reference.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def decodes(d: int, bits: tuple[int, int]) -> bool:
 def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
     expect("attend", "d of q", q.shape[-1], layer.k.shape[-1] * (1 if layer.k_scale is None else 8 // layer.k_bits))
     expect("attend", "t of positions", batch.positions.shape[0], q.shape[0])
-    if q.dtype != torch.float16 or layer.k.dtype == torch.float32 or q.shape[2] % 8 or attention.sinks is not None:
+    if q.dtype != torch.float16 or layer.k.dtype == torch.float32 or q.shape[2] % 8:
         return references.attend(q, layer, batch, attention)
     if decodes(q.shape[2], (layer.k_bits, layer.v_bits)) and q.shape[0] <= DECODE_ROWS * batch.lengths.shape[0]:
         return _native.attend_decode(
@@ -299,10 +299,15 @@ def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> 
             attention.scale,
             attention.softcap,
             attention.window,
+            attention.sinks,
         )
-    if attention.softcap > 0:
+    if attention.softcap > 0 or (attention.sinks is not None and not _has_flash(q)):
         return references.attend(q, layer, batch, attention)
     return _prefill(q.contiguous(), layer, batch, attention)
+
+
+def _has_flash(q: Tensor) -> bool:
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _prefill(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
@@ -326,12 +331,16 @@ def _prefill(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -
 def _attend_sequence(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
     """q [t, h, d] at the end of k and v [length, g, d] -> [t, h, d]."""
     rows, length = q.shape[0], k.shape[0]
-    if torch.cuda.get_device_capability(q.device) >= (8, 0):
+    if _has_flash(q):
         left = attention.window - 1 if attention.window > 0 else -1
-        return torch.ops.aten._flash_attention_forward(
+        y, log_weights = torch.ops.aten._flash_attention_forward(
             q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), None, None, rows, length, 0.0, True, False,
             scale=attention.scale, window_size_left=left, window_size_right=0,
-        )[0][0]  # fmt: skip
+        )[:2]  # fmt: skip
+        if attention.sinks is None:
+            return y[0]
+        kept = torch.sigmoid(log_weights[0].t() - attention.sinks)  # [t, h] what the sinks leave to the keys
+        return (y[0] * kept.unsqueeze(2)).to(y.dtype)
     distance = torch.arange(length - rows, length, device=q.device).unsqueeze(1) - torch.arange(length, device=q.device)
     mask = distance >= 0
     if attention.window > 0:

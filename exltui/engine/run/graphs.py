@@ -204,9 +204,8 @@ class DecodeGraphs:
         from exltui.engine.ops.cuda import decodes
         from exltui.engine.ops.cuda_mixture import mixes
 
-        attentions = [layer.attention for layer in model.spec.layers]
         mixtures = [layer.mlp for layer in model.decoder.layers if isinstance(layer.mlp, Moe)]
-        attended = all(decodes(attention.d, cache.bits) and not attention.sinks for attention in attentions)
+        attended = all(decodes(layer.attention.d, cache.bits) for layer in model.spec.layers)
         return attended and all(mixes(moe.router, moe.experts) for moe in mixtures)
 
     def run(self, step: Step) -> Tensor:
