@@ -43,11 +43,12 @@ class Extension:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with torch, Python, the flags, and every byte of every source and header; not with where the sources lie."""
+        """Changes with torch, Python, the flags, and every byte of its sources and of the headers beside them; not with where they lie."""
         commands = f"{self.commands} {self.link}".replace(str(paths.csrc_dir()), "")
         digest = hashlib.sha256(f"{torch.__version__} {sys.version_info[:2]} {commands}".encode())
         folders = {source.parent for source in self.sources}
-        for path in sorted({file for folder in folders for file in folder.iterdir() if file.suffix in (".cpp", ".h", ".cu", ".cuh")}):
+        headers = [file for folder in folders for file in folder.iterdir() if file.suffix in (".h", ".cuh")]
+        for path in sorted([*self.sources, *headers]):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
