@@ -10,7 +10,7 @@ import pytest
 from exltui.engine import meters
 from exltui.engine.meters import Meters
 
-NVIDIA = "NVIDIA H200, 143771, 1234, 56, 41, 120.5\nNVIDIA H200, 143771, 0, [N/A], [N/A], [N/A]\n"
+NVIDIA = "GPU-aa, NVIDIA H200, 143771, 1234, 56, 41, 120.5\nGPU-bb, NVIDIA H200, 143771, 0, [N/A], [N/A], [N/A]\n"
 ROCM = """{"card0": {"Card Series": "Radeon RX 7900", "VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "500",
  "GPU use (%)": "7", "Temperature (Sensor edge) (C)": "44.0",
  "Average Graphics Package Power (W)": "20.5"}, "system": {"Driver version": "6"}}"""
@@ -38,6 +38,15 @@ def test_nvidia_gpus_with_what_they_do_not_know_as_none(path: Path) -> None:
     assert first.memory_used == 1234 << 20
     assert second.memory_used == 0
     assert (second.utilisation, second.temperature, second.power) == (None, None, None)
+
+
+def test_gpus_have_the_order_of_their_numbers_and_hidden_ones_are_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    third = "GPU-cc, NVIDIA T4, 15360, 7, 3, 50, 30"
+    tool(path, "nvidia-smi", f"cat <<'END'\n{NVIDIA}{third}\nEND")
+    monkeypatch.setattr(meters, "seen_gpus", lambda: (("cc", "NVIDIA T4"), ("aa", "NVIDIA H200"), ("MIG", "a part of one")))
+    found = Meters().read()
+    assert [device.name for device in found] == ["NVIDIA T4", "NVIDIA H200", "a part of one"]
+    assert [device.memory_used for device in found] == [7 << 20, 1234 << 20, None], "of a part nothing is known, not its whole GPU's"
 
 
 def test_rocm_gpus(path: Path) -> None:

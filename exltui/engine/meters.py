@@ -13,7 +13,7 @@ from pathlib import Path
 from exltui.protocol import DeviceMeter
 
 TIMEOUT = 5.0  # seconds that a driver's tool may take
-NVIDIA = "name,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
+NVIDIA = "uuid,name,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
 
 
 @dataclass(slots=True)
@@ -33,7 +33,11 @@ class Meters:
     def _read_nvidia(self) -> tuple[DeviceMeter, ...]:
         lines = _output(self._nvidia, f"--query-gpu={NVIDIA}", "--format=csv,noheader,nounits").splitlines()
         rows = [[part.strip() for part in line.split(",")] for line in lines]
-        return tuple(_nvidia_meter(row) for row in rows if len(row) == 6)
+        found = {row[0].removeprefix("GPU-"): _nvidia_meter(row[1:]) for row in rows if len(row) == 7}
+        seen = seen_gpus() if found else ()
+        if not seen:
+            return tuple(found.values())
+        return tuple(found.get(uuid) or DeviceMeter(name, "cuda") for uuid, name in seen)
 
     def _read_rocm(self) -> tuple[DeviceMeter, ...]:
         text = _output(self._rocm, "--showmeminfo", "vram", "--showuse", "--showtemp", "--showpower", "--showproductname", "--json")
@@ -122,6 +126,21 @@ def _memory() -> tuple[int | None, int | None]:
         return None, None
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
     return sizes.get("MemTotal"), sizes.get("MemAvailable")
+
+
+@functools.cache
+def seen_gpus() -> tuple[tuple[str, str], ...]:
+    """(UUID, name) of the GPUs that this program may use, in the order of its device numbers.
+
+    The driver's tool lists all, in the order of their places on the bus; CUDA_VISIBLE_DEVICES hides some, and CUDA puts the fastest first.
+    A part of a GPU (MIG) has a UUID of its own, of which the tool's table knows nothing.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    facts = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return tuple((str(each.uuid).removeprefix("GPU-"), each.name) for each in facts)
 
 
 def held_memory(kind: str, index: int) -> int | None:
