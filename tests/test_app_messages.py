@@ -284,3 +284,33 @@ async def test_the_branches_are_there_before_the_engine_has_said_what_is_cached(
         await stage.settle(pilot)
         assert isinstance(stage.app.screen, PickScreen)
         assert [choice.text for choice in stage.app.screen._choices] == [TIDES, "The Moon pulls."]
+
+
+async def test_the_model_writes_what_the_person_could_say_next():
+    stage = Stage(client=Speaker(["The Moon pulls.", "And on Mars?"]))
+    stage.preparer.prepare_as_person = stage.preparer.prepare
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.say(pilot, "/impersonate")
+        assert "no reply yet" in "".join(notice.message for notice in stage.app._notifications)
+        await stage.ask(pilot, TIDES)
+        await stage.say(pilot, "/impersonate")
+        await stage.until(pilot, lambda: not stage.app.errands.busy)
+        assert stage.app.main.prompt.text == "And on Mars?"
+        assert len(stage.texts) == 2, "it is not sent before the person does"
+
+
+async def test_a_reply_goes_on_by_one_token_or_by_as_many_as_are_said():
+    stage = Stage(client=Speaker(["The Moon", " pulls", " at"]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, TIDES)
+        await pilot.press("alt+up", "n")
+        await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+        assert stage.texts[-1][1] == "The Moon pulls"
+        assert stage.preparer.orders[-1].max_new_tokens == 1
+        await stage.say(pilot, "/continue 20")
+        await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+        assert stage.preparer.orders[-1].max_new_tokens == 20
+        await stage.say(pilot, "/continue all")
+        assert "all is no number of tokens" in "".join(notice.message for notice in stage.app._notifications)

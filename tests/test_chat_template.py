@@ -373,6 +373,7 @@ EXPECTED = {
     "nous": "<s>S\n\nUSER:\nU1\n\nASSISTANT:\nA1</s>USER:\nU2 {}\n\nASSISTANT:\n",
     "granite": "System:\nS\n\nQuestion:\nU1\n\nAnswer:\nA1\n\nQuestion:\nU2 {}\n\nAnswer:\n",
     "raw": "S\nUser: U1\nAssistant: A1\nUser: U2 {}\nAssistant:",
+    "text": "S\n\nU1A1U2 {}",
     "plain": "S\n\nUser: U1\nAssistant: A1\nUser: U2 {}\nAssistant:",
 }
 

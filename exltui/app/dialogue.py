@@ -61,6 +61,7 @@ class Writing:
     reply: str
     job: str
     variant: Variant
+    limit: int | None = None  # tokens; None: what the settings say
     submitted: bool = False
     cancelled: bool = False
     stream: ThoughtStream = field(default_factory=ThoughtStream)
@@ -230,8 +231,8 @@ class Dialogue:
         if id is not None and id in self.conversation and self._answers(id) and self.may_change():
             self.reply_to(id)
 
-    def go_on(self) -> None:
-        """Have the last reply continued where it ends, or a message without a reply answered."""
+    def go_on(self, limit: int | None = None) -> None:
+        """Have the last reply continued where it ends, by ``limit`` tokens if given, or a message without a reply answered."""
         head = self.conversation.head
         if head is None or not self._answers(head) or not self.may_change():
             return
@@ -241,7 +242,7 @@ class Dialogue:
         reply = self.conversation.resume(head)
         self.records.save(self.conversation, reply)
         self.show()
-        self._start(Writing(self.conversation, reply.id, new_id(), Variant("", self.sampling)))
+        self._start(Writing(self.conversation, reply.id, new_id(), Variant("", self.sampling), limit))
 
     def candidates(self, id: str | None, variants: Sequence[Variant]) -> list[str]:
         """Have several replies written at once, all of them versions; their ids. None of them if something stands against it."""
@@ -308,6 +309,7 @@ class Dialogue:
             reply = conversation.note_asked(reply.id, variant.name, acting, variant.system or "")
         order = self.order(conversation, reply.parent, loaded, variant.system)
         order = replace(order, job=writing.job, sampling=variant.sampling, adapters=variant.adapters, start=reply.text)
+        order = replace(order, max_new_tokens=writing.limit or order.max_new_tokens)
         order = replace(order, keep=self.keeping or loaded.device == "cpu", session=conversation.id)
         writing.stream.feed(reply.text)
         self._work(

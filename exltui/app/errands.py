@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from exltui import protocol
 from exltui.app.dialogue import Work
-from exltui.app.prepare import Order, Preparer
+from exltui.app.prepare import Order, Prepared, Preparer
 from exltui.chat import thinking
 from exltui.chat.tree import Turn, new_id
 from exltui.client import EngineLink
@@ -41,12 +41,23 @@ class Errands:
             turns = (*turns[:-1], Turn("user", f"{turns[-1].content}\n\n{question}"))
         else:
             turns = (*turns, Turn("user", question))
+        self._run(replace(order, turns=turns, sampling=ASIDE, start=""), self._preparer.prepare, then, failed)
+
+    def write_as_person(self, order: Order, then: Callable[[str], None], failed: Callable[[ExltuiError], None]) -> None:
+        """Have the person's next message after the turns of ``order`` written."""
+        self._run(order, self._preparer.prepare_as_person, then, failed)
+
+    def _run(
+        self,
+        order: Order,
+        prepare: Callable[[Order], Prepared],
+        then: Callable[[str], None],
+        failed: Callable[[ExltuiError], None],
+    ) -> None:
         id = new_id()
         self._running[id] = _Errand(then, failed)
-        asked = replace(order, job=id, turns=turns, sampling=ASIDE, start="")
-        self._work(
-            lambda: self._preparer.prepare(asked), lambda prepared: self._send(id, prepared.job), lambda error: self._fail(id, error)
-        )
+        asked = replace(order, job=id)
+        self._work(lambda: prepare(asked), lambda prepared: self._send(id, prepared.job), lambda error: self._fail(id, error))
 
     def _send(self, id: str, job: protocol.JobSpec) -> None:
         if id in self._running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 2_000_000  # bytes of a text file that is put into the prompt
 MOST_CANDIDATES = 8
+AS_PERSON = 300  # tokens of what the model writes for the person
 
 
 class MessageDesk:
@@ -228,9 +230,24 @@ class MessageDesk:
         self._dialogue.regenerate(self._id)
         self._app.main.talk.follow()
 
-    def go_on(self) -> None:
-        self._dialogue.go_on()
+    def go_on(self, tokens: str = "") -> None:
+        """Have the last reply go on, by so many tokens if they are given."""
+        if tokens and not (tokens.isdecimal() and int(tokens) > 0):
+            self._app.tell(f"{one_line(tokens, 40)} is no number of tokens: /continue 20.", error=True)
+            return
+        self._dialogue.go_on(int(tokens) if tokens else None)
         self._app.main.talk.follow()
+
+    def impersonate(self) -> None:
+        """Have the model write what the person could say next, into the prompt."""
+        app, conversation = self._app, self._dialogue.conversation
+        order = app.context.order()
+        if order is None or conversation.head is None or conversation[conversation.head].role != "assistant":
+            app.tell("No model is loaded." if order is None else "There is no reply yet that you could answer.")
+        elif self._dialogue.may_change():
+            app.tell("The model writes your next message.")
+            asked = replace(order, max_new_tokens=min(order.max_new_tokens or AS_PERSON, AS_PERSON))
+            app.errands.write_as_person(asked, app.main.prompt.take_in, app.fail)
 
     def prefill(self, text: str) -> None:
         """How the next reply begins."""

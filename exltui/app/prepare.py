@@ -15,10 +15,11 @@ from exltui.chat.fit import Fitted, fit
 from exltui.chat.template import Template, load_template
 from exltui.chat.tree import Message, Turn
 from exltui.chat.variables import template_values
-from exltui.errors import ContextError
+from exltui.errors import ContextError, TemplateError
 from exltui.protocol import JobSpec, Sampling
 from exltui.tokenizer import Tokenizer
 
+NEXT_WORDS = "exltui looks for these words."
 RESERVE = 128  # tokens that stay free for the reply when older messages are left out
 
 
@@ -94,6 +95,24 @@ class Preparer:
             session=order.session,
         )
         return Prepared(job, fitted.dropped, tools.template.note, "" if order.start else opening)
+
+    def prepare_as_person(self, order: Order) -> Prepared:
+        """The job that writes what the person says next: the prompt ends where their words would begin. Raises as ``prepare`` does."""
+        tools = self._tools_for(order)
+        next_words = {"role": "user", "content": NEXT_WORDS}
+        variables = template_values(order.options)
+        prompt = tools.template.prompt([{"role": turn.role, "content": turn.content} for turn in order.turns] + [next_words], **variables)
+        before, found, _ = prompt.rpartition(NEXT_WORDS)
+        tokens = tools.count(before)
+        if not found:
+            raise TemplateError("the template does not take another message of yours", "write it yourself, or choose a /format")
+        if tokens + RESERVE > order.context:
+            raise ContextError(f"the chat is {tokens:,} tokens long; the context holds {order.context:,}", "write the message yourself")
+        job = JobSpec(
+            order.job, prompt=before, add_bos=False, sampling=order.sampling, max_new_tokens=order.max_new_tokens,
+            stop_strings=tools.template.stop_strings,
+        )  # fmt: skip
+        return Prepared(job)
 
     def budget(self, order: Order, path: tuple[Message, ...], draft: str) -> Budget:
         """What of the messages in ``path`` and of what is typed would go to the model. ``order`` has the turns with the draft."""

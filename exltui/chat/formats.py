@@ -201,6 +201,7 @@ FORMATS = {
             opening="Assistant:",
             stops=("\nUser:", "\nUSER:", "\nuser:"),
         ),
+        Format("text", system="{}\n\n", user="{}", assistant="{}", opening=""),  # nothing but the words: to write on, as in a notebook
         Format(
             "plain",
             system="{}\n\n",

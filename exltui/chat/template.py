@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,12 +110,12 @@ class ChatTemplate:
 
 
 class NamedTemplate:
-    """One of ``FORMATS``."""
+    """One of ``FORMATS``. ``begin`` stands at the front in the place of the format's own beginning."""
 
-    def __init__(self, name: str, note: str = "") -> None:
+    def __init__(self, name: str, note: str = "", begin: str = "") -> None:
         if name not in FORMATS:
             raise TemplateError(f"there is no prompt format {name}", f"choose one of: {', '.join(FORMATS)}")
-        self._format = FORMATS[name]
+        self._format = replace(FORMATS[name], begin=begin) if begin else FORMATS[name]
         self.name = name
         self.note = note
         self.stop_strings = self._format.stops
@@ -131,6 +132,8 @@ def load_template(tokenizer: Tokenizer, name: str = "") -> Template:
 
     Raises TemplateError if there is no format of that name or the model's own template does not compile.
     """
+    if name == "text":  # every model's text begins as that model's does
+        return NamedTemplate(name, begin=tokenizer.piece(tokenizer.bos_id) if tokenizer.adds_bos and tokenizer.bos_id is not None else "")
     if name:
         return NamedTemplate(name)
     source = tokenizer.template_source
