@@ -123,6 +123,7 @@ async def test_the_model_gives_a_chat_its_title_once_and_the_person_has_the_last
 def test_only_a_few_words_on_a_line_are_a_title():
     assert clean_title('Title: **"Tides"**.\n\nThis title...') == "Tides"
     assert clean_title("Sure! Here is a title for the conversation that you had with me about the tides") == ""
+    assert clean_title("Here's a two-word title for the conversation:") == ""
     assert clean_title("") == ""
 
 

@@ -45,6 +45,7 @@ from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
 from exltui.app.parts import Parts
+from exltui.app.pastes import take_pastes_whole
 from exltui.app.presets import PresetDesk
 from exltui.app.queries import Queries
 from exltui.app.revision import TITLES
@@ -126,6 +127,7 @@ class ExltuiApp(App[None]):
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get_driver_class(self) -> type[Driver]:
+        take_pastes_whole(super().get_driver_class())
         return watched(super().get_driver_class(), lambda file: setattr(self, "_link", file))
 
     @property

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TITLE = "Give the conversation above a title of two to six words. Answer with the title alone."
 TITLE_TOKENS = 20
+TALK = ("here is", "here's", "here’s", "sure", "a title", "the title")  # how a small model begins to talk about the title
 
 
 class ChatDesk:
@@ -183,7 +184,8 @@ def clean_title(text: str) -> str:
     """What a model wrote as a title, if it is one: a few words on one line, without quotation marks. Else ""."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     title = one_line(lines[0]).strip("\"'“”«»*#. ").removeprefix("Title:").strip("\"'“”* ") if lines else ""
-    return title if title and len(title) <= TITLE_LENGTH and len(title.split()) <= 8 else ""
+    sounds = len(title) <= TITLE_LENGTH and len(title.split()) <= 8 and not title.endswith(":") and not title.lower().startswith(TALK)
+    return title if sounds else ""
 
 
 def write_chat(conversation: Conversation, path: Path) -> int:
