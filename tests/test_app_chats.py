@@ -10,6 +10,7 @@ from app_stage import Speaker, Stage
 
 from exltui import protocol
 from exltui.app.chats import clean_title
+from exltui.app.library import Library
 from exltui.app.screens.context import ContextScreen
 from exltui.app.screens.form import FormScreen
 from exltui.app.screens.sheet import SheetScreen
@@ -278,3 +279,11 @@ async def test_help_names_the_commands_and_a_persons_own_keys():
         assert "/export [FILE]" in text
         assert "Ctrl+G" in text
         assert threading.active_count() < 50
+
+
+def test_a_model_that_was_named_by_its_path_is_in_the_list(starter_model, tmp_path):
+    library = Library([tmp_path])
+    assert library.scan() == []
+    library.resolve(str(starter_model))
+    (model,) = library.scan()
+    assert (model.name, model.path) == (starter_model.name, starter_model)

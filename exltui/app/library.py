@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exltui.adapter import AdapterInfo
 from exltui.models import starter
-from exltui.models.catalog import ModelInfo, find_adapters, find_models, resolve
+from exltui.models.catalog import ModelInfo, find_adapters, find_models, read_model, resolve
 from exltui.models.hub import get_from_hub, list_branches
 from exltui.models.usage import last_uses, note_use
 
@@ -65,6 +65,7 @@ class Library:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = list(folders)
+        self._elsewhere: set[Path] = set()  # models that lie in none of the folders and were named by their path
         self.offer = STARTER
 
     @property
@@ -74,7 +75,10 @@ class Library:
     def scan(self) -> list[ModelInfo]:
         """All models that are there, the broken ones with what is wrong with them."""
         uses = last_uses()
-        return [replace(model, used=uses.get(str(model.path))) for model in find_models(self._folders)]
+        found = find_models(self._folders)
+        known = {model.path.resolve() for model in found}
+        found += [read_model(path) for path in sorted(self._elsewhere) if path.is_dir() and path.resolve() not in known]
+        return [replace(model, used=uses.get(str(model.path))) for model in found]
 
     def used(self, directory: Path, when: float) -> None:
         """Take note that a model was loaded, in seconds since 1970."""
@@ -86,7 +90,9 @@ class Library:
 
     def resolve(self, name: str) -> Path:
         """The directory of the model with this name or path. Raises ModelError."""
-        return resolve(name, self._folders)
+        path = resolve(name, self._folders)
+        self._elsewhere.add(path)
+        return path
 
     def branches(self, name: str) -> list[tuple[str, int]]:
         """The branches of a repository of the hub with their bytes. Raises DownloadError."""

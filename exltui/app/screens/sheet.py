@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -12,6 +13,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from exltui.app.screens.once import ClosesOnce
+
+LINE = 71  # cells for a name and its text: what 80 columns have within a frame
 
 
 class SheetScreen(ClosesOnce, ModalScreen[None]):
@@ -44,5 +47,6 @@ def heading(text: str) -> Content:
 
 
 def row(left: str, text: str, width: int = 14) -> Content:
-    """A name in its column and what it says."""
-    return Content.assemble((f"  {left:<{width}}", "$accent"), f" {text}")
+    """A name in its column and what it says, which stays in its own column where it takes several lines."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, LINE - width) or [""]]
+    return Content.assemble((f"  {left:<{width}}", "$accent"), " ", f"\n{'':<{width + 3}}".join(lines))
