@@ -9,6 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from textual.pilot import Pilot
 
@@ -60,15 +61,21 @@ class FixedLibrary(Library):
 
 
 class WordTokenizer:
-    """A vocabulary of a few words; a token's id is its place."""
+    """A vocabulary of a few words, and of those that were asked for; a token's id is its place."""
 
-    WORDS = ("The", " Moon", " Sun", " pulls", ".")
+    WORDS: ClassVar = ["The", " Moon", " Sun", " pulls", "."]
 
     def decode(self, ids: list[int]) -> str:
         return "".join(self.WORDS[id] for id in ids)
 
     def piece(self, id: int) -> str:
         return self.WORDS[id]
+
+    @classmethod
+    def number(cls, word: str) -> int:
+        if word not in cls.WORDS:
+            cls.WORDS.append(word)
+        return cls.WORDS.index(word)
 
 
 class PlainPreparer(Preparer):
@@ -164,7 +171,7 @@ class Speaker:
         if query.job not in self.spoken:
             self._events.append(protocol.QueryFailed(query.id, "the logits of this reply are no longer kept", "write it again"))
             return
-        tokens = [WordTokenizer.WORDS.index(word) for word in self.spoken[query.job]]
+        tokens = [WordTokenizer.number(word) for word in self.spoken[query.job]]
         scores = tuple(
             protocol.Scores(query.job, 20 + place, token, 0.8, dict(likely(token))[token], raw_top=likely(token))
             for place, token in enumerate(tokens)
@@ -173,7 +180,7 @@ class Speaker:
 
     def _explain(self, query: protocol.Explain) -> None:
         """A sampler that knows top-k alone."""
-        token = WordTokenizer.WORDS.index(self.spoken[query.job][query.position - 20])
+        token = WordTokenizer.number(self.spoken[query.job][query.position - 20])
         raw = likely(token)
         ids, probabilities = tuple(id for id, _ in raw), tuple(p for _, p in raw)
         top_k = query.sampling.top_k if query.sampling else 50

@@ -314,3 +314,28 @@ async def test_a_reply_goes_on_by_one_token_or_by_as_many_as_are_said():
         assert stage.preparer.orders[-1].max_new_tokens == 20
         await stage.say(pilot, "/continue all")
         assert "all is no number of tokens" in "".join(notice.message for notice in stage.app._notifications)
+
+
+async def test_page_keys_in_the_prompt_read_back_while_a_reply_comes():
+    stage = Stage(client=Speaker(["Tides.\n\n" * 60]))
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        await stage.say(pilot, "Why?")
+        await stage.play(pilot, 5)
+        talk = stage.app.main.talk
+        end = talk.scroll_y
+        await pilot.press("pageup")
+        await pilot.pause()
+        assert stage.app.main.prompt.has_focus
+        assert talk.scroll_y < end
+        where = talk.scroll_y
+        await stage.play(pilot, 0.5)
+        assert talk.scroll_y == where, "nothing jumps under a reader's eyes"
+        for _ in range(9):
+            await pilot.press("pagedown")
+        assert talk.following
+        stage.app.main.prompt.put("words\n" * 90)
+        await pilot.pause()
+        await pilot.press("pageup")
+        await pilot.pause()
+        assert talk.following, "the keys are the prompt's where it does not show all that is written"

@@ -163,3 +163,25 @@ async def test_the_real_engine_explains_a_token_and_branches_from_it(starter_mod
         branch = app.dialogue.conversation.path()[-1]
         assert len(app.dialogue.conversation.siblings(branch.id)) == 2
         assert branch.text.startswith(reply[0].alternatives[1].text)
+
+
+@pytest.mark.parametrize("keys", [("right",), ("enter", "right")])
+async def test_an_answer_that_comes_after_the_screen_was_closed_is_let_go(keys):
+    stage = Stage(client=Speaker(["The Moon pulls"]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, TIDES)
+        await pilot.press("alt+up", "i")
+        await stage.play(pilot, 0.3)
+        await pilot.press(*keys[:-1])
+        await stage.play(pilot, 0.3)
+        late: list[protocol.Explain] = []
+        answer, stage.client._explain = stage.client._explain, late.append
+        await pilot.press(keys[-1], "escape")
+        await stage.settle(pilot)
+        assert late
+        stage.client._explain = answer
+        for query in late:
+            answer(query)
+        await stage.play(pilot, 0.3)
+        assert isinstance(stage.app.screen, InspectScreen) == (len(keys) > 1)

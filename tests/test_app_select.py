@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from app_stage import BIG, NOON, STARTER, Speaker, Stage
 
+from exltui.app.actions import COMMANDS
 from exltui.app.keymap import places
 from exltui.app.library import Library
 from exltui.app.screens.form import FormScreen
@@ -162,3 +164,16 @@ def test_the_library_tells_them(tmp_path):
     library.used(tmp_path / "none", 5.0)
     assert last_uses()[str(tmp_path / "none")] == 5.0
     assert library.scan() == []
+
+
+@pytest.mark.parametrize("command", ["settings", "models", "context", "theme", "compare", "help"])
+async def test_a_screen_that_is_closed_before_it_was_drawn_ends_quietly(command):
+    stage = Stage(client=Speaker([]), models=[STARTER])
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        stage.app.perform(COMMANDS[command])
+        assert stage.app.screen is not stage.app.main
+        stage.app.to_main()
+        await stage.settle(pilot)
+        assert stage.app.is_running
+        assert stage.app.screen is stage.app.main

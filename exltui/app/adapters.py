@@ -99,5 +99,5 @@ class AdapterDesk:
         elif self._screen is None:
             done = f"with a scale of {event.scale:g}" if isinstance(event, protocol.AdapterLoaded) else "without it from now on"
             self._app.tell(f"LoRA {one_line(event.name, 60)}: {done}.")
-        if self._screen is not None and self._screen.is_mounted:
+        if self._screen is not None and self._screen.is_there:
             self._screen.fill()

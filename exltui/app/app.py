@@ -313,8 +313,9 @@ class ExltuiApp(App[None]):
 
     @on(TextArea.Changed, "#prompt")
     def _typed(self) -> None:
-        self._draft = self.main.prompt.full_text
-        self.context.changed()
+        if self.main.query("#prompt"):  # no longer at the very end, when this may still be under way
+            self._draft = self.main.prompt.full_text
+            self.context.changed()
 
     def _keep_draft(self) -> None:
         """Save what is typed and not sent, once in a pulse at most."""

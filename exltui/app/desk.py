@@ -238,7 +238,7 @@ class ModelDesk:
 
     def _redraw(self) -> None:
         self._app.chats.name()
-        if self._screen is not None:
+        if self._screen is not None and self._screen.is_there:
             self._screen.refresh_list()
 
     def _draw(self) -> None:
@@ -247,5 +247,5 @@ class ModelDesk:
 
     def tick(self) -> None:
         """Draw the progress of what runs."""
-        if self._screen is not None and (self.busy or self._app.observed.loading is not None):
+        if self._screen is not None and self._screen.is_there and (self.busy or self._app.observed.loading is not None):
             self._screen.show_progress()

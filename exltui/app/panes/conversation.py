@@ -107,6 +107,14 @@ class ConversationPane(Vertical):
     def _typed(self) -> None:
         self.query_one("#commands", CommandMenu).follow(self.prompt.text)
 
+    @on(PromptBox.Paged)
+    def _paged(self, event: PromptBox.Paged) -> None:
+        event.stop()
+        if event.pages < 0:
+            self.talk.scroll_page_up()
+        else:
+            self.talk.scroll_page_down()
+
     @property
     def talk(self) -> Talk:
         return self.query_one("#transcript", Talk)

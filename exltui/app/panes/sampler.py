@@ -228,5 +228,5 @@ class SamplerPane(Widget, can_focus=True):
             return [Content.styled("Enter unfolds or folds these.", "$text-muted")]
         return [
             *Content.styled(field.setting.help, "$text-muted").wrap(width),
-            Content.styled(field.range(), "$accent").truncate(width, ellipsis=True),
+            *Content.styled(field.range(), "$accent").wrap(width),
         ]

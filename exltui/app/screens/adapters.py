@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from exltui.adapter import AdapterInfo
 from exltui.app import figures
 from exltui.app.observed import Observed
+from exltui.app.screens.once import ClosesOnce
 from exltui.app.widgets.bar import bar, spread
 from exltui.text import one_line
 
@@ -34,7 +35,7 @@ class Desk(Protocol):
     def wanted(self, name: str) -> float: ...
 
 
-class AdapterScreen(ModalScreen[None]):
+class AdapterScreen(ClosesOnce, ModalScreen[None]):
     """What is changed holds from the next reply on; a reply that is being written goes on as it began."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -52,7 +52,7 @@ class CandidatesScreen(ClosesOnce, Screen[str | None]):
         for number, (_, entry) in enumerate(self._columns):
             if entry.id != id:
                 continue
-            if self.is_mounted:
+            if self.is_there:
                 self._talk(number).feed(id, text)
             else:
                 entry.text += text
@@ -60,7 +60,7 @@ class CandidatesScreen(ClosesOnce, Screen[str | None]):
     def finish(self, entry: Entry) -> None:
         """One of the replies is complete."""
         for number, (_, known) in enumerate(self._columns):
-            if known.id == entry.id and self.is_mounted:
+            if known.id == entry.id and self.is_there:
                 self._talk(number).finish(entry.id, entry.meta, entry.state, entry.hint)
 
     def action_move(self, step: int) -> None:

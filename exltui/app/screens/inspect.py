@@ -70,12 +70,12 @@ class InspectScreen(ClosesOnce, ModalScreen[tuple[int, str] | None]):
         token = self._tokens[self._at]
         if (explained.job, explained.position) != (token.job, token.position):
             self._explain()  # the cursor has moved on
-        elif self.is_mounted:
+        elif self.is_there:
             self._draw()
 
     def _refused(self, failed: QueryFailed) -> None:
         self._asked, self._explained, self._problem = False, None, f"{failed.error}: {failed.hint}"
-        if self.is_mounted:
+        if self.is_there:
             self._draw()
 
     def on_resize(self) -> None:

@@ -136,13 +136,13 @@ class LoaderScreen(ClosesOnce, Screen[None]):
     def show_models(self, models: Sequence[ModelInfo], folders: Sequence[str]) -> None:
         """Take the result of a scan of the models folders."""
         self._models, self._folders, self._scanned = list(models), folders, True
-        if self.is_mounted:
+        if self.is_there:
             self._fill()
 
     def show_transfer(self, transfer: Transfer | None) -> None:
         """Take the state of a download."""
         self._transfer = transfer
-        if self.is_mounted:
+        if self.is_there:
             self.show_progress()
 
     def show_progress(self) -> None:

@@ -99,7 +99,7 @@ class MicroscopeScreen(ClosesOnce, Screen[Sampling | None]):
         if self._again:
             self._again = False
             self._recompute()
-        if self.is_mounted:
+        if self.is_there:
             self._draw()
 
     # ── looks ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,6 +34,12 @@ class PromptBox(KeysInOrder, TextArea):
 
         text: str
 
+    @dataclass
+    class Paged(Message):
+        """PgUp (-1) or PgDn (1) was pressed where all that is written is in view."""
+
+        pages: int
+
     def __init__(self, *, placeholder: str = "Ask anything", id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes, placeholder=placeholder, compact=True, highlight_cursor_line=False)
         self.cursor_blink = False  # a blinking cursor would be a timer, and bytes, while nothing happens
@@ -139,6 +145,20 @@ class PromptBox(KeysInOrder, TextArea):
         last = self.navigator.is_last_wrapped_line(self.cursor_location)
         if select or not last or not self._recall(1):
             super().action_cursor_down(select)
+
+    def action_cursor_page_up(self) -> None:
+        """A page up in what is written; where all of it is in view, in the conversation."""
+        if self.max_scroll_y:
+            super().action_cursor_page_up()
+        else:
+            self.post_message(self.Paged(-1))
+
+    def action_cursor_page_down(self) -> None:
+        """A page down, likewise."""
+        if self.max_scroll_y:
+            super().action_cursor_page_down()
+        else:
+            self.post_message(self.Paged(1))
 
     def _recall(self, step: int) -> bool:
         """Show the text ``step`` places on in the history; False where it ends."""
