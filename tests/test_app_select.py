@@ -166,7 +166,7 @@ def test_the_library_tells_them(tmp_path):
     assert library.scan() == []
 
 
-@pytest.mark.parametrize("command", ["settings", "models", "context", "theme", "compare", "help"])
+@pytest.mark.parametrize("command", ["settings", "models", "context", "theme", "help"])
 async def test_a_screen_that_is_closed_before_it_was_drawn_ends_quietly(command):
     stage = Stage(client=Speaker([]), models=[STARTER])
     async with stage.app.run_test(size=(80, 24)) as pilot:
@@ -176,4 +176,17 @@ async def test_a_screen_that_is_closed_before_it_was_drawn_ends_quietly(command)
         stage.app.to_main()
         await stage.settle(pilot)
         assert stage.app.is_running
+        assert stage.app.screen is stage.app.main
+
+
+async def test_the_palette_opens_again_while_it_is_being_closed():
+    stage = Stage(client=Speaker([]), models=[STARTER])
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        for _ in range(2):
+            stage.app.action_command_palette()
+            stage.app.action_command_palette()
+            assert len(stage.app.screen_stack) == 2
+            stage.app.to_main()
+        await stage.settle(pilot)
         assert stage.app.screen is stage.app.main

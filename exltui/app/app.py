@@ -40,7 +40,7 @@ from exltui.app.looks import LooksDesk
 from exltui.app.messages import MessageDesk
 from exltui.app.microscope import MicroscopeDesk
 from exltui.app.observed import Observed, coalesced
-from exltui.app.palette import Actions
+from exltui.app.palette import Actions, Palette
 from exltui.app.panes.conversation import Talk
 from exltui.app.panes.sampler import SamplerPane
 from exltui.app.panes.sessions import SessionsPane
@@ -383,6 +383,10 @@ class ExltuiApp(App[None]):
         self.dialogue.new_chat()
         self.show_purpose()
         self.main.prompt.focus()
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, CommandPalette):
+            self.push_screen(Palette())
 
     def pop_screen(self) -> AwaitComplete:
         """Close what is on top; the main screen stays."""

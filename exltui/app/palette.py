@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 
 from exltui.app.actions import ALL
 from exltui.app.keys import Action, keys_name
+from exltui.app.screens.once import ClosesOnce
 
 
 class Actions(Provider):
@@ -38,3 +39,7 @@ class Actions(Provider):
 def _title(action: Action) -> str:
     ways = ", ".join(part for part in (keys_name(action.keys), f"/{action.command}" if action.slash else "") if part)
     return f"{action.label}  ({ways})" if ways else action.label
+
+
+class Palette(ClosesOnce, CommandPalette):
+    """Textual's, without the id that it gives all of them: the next one can be opened while the last is still being closed."""

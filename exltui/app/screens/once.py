@@ -20,11 +20,11 @@ class ClosesOnce(Base):
     @property
     def is_there(self) -> bool:
         """Whether it can be drawn: its parts are there, and it is not closed. Answers also come to a screen that was closed meanwhile."""
-        return self.is_mounted and self.display
+        return self.is_mounted and self in self.app.screen_stack
 
     async def on_event(self, event: events.Event) -> None:
         """One that was closed before it had its parts has nothing to begin with."""
-        if self.display or not isinstance(event, events.Mount):
+        if self in self.app.screen_stack or not isinstance(event, events.Mount):
             await super().on_event(event)
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
