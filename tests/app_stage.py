@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
 
 from exltui import paths, protocol
 from exltui.app.app import ExltuiApp
@@ -261,7 +263,8 @@ class Stage:
     async def _work_done(self, pilot: Pilot) -> None:
         """Wait for the threads beside the screen and for what they hand over, which may start others."""
         while True:
-            await self.app.workers.wait_for_complete()
+            with contextlib.suppress(WorkerCancelled):  # of a screen that was closed
+                await self.app.workers.wait_for_complete()
             await pilot.pause(0)
             if all(worker.is_finished for worker in self.app.workers):
                 return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,4 +191,16 @@ async def test_the_palette_opens_again_while_it_is_being_closed():
             assert len(stage.app.screen_stack) == 2
             stage.app.to_main()
         await stage.settle(pilot)
+        assert stage.app.screen is stage.app.main
+
+
+async def test_what_a_screen_is_at_ends_before_its_parts_go():
+    stage = Stage(client=Speaker([]), models=[STARTER])
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        await pilot.press("ctrl+p")
+        search = stage.app.screen.run_worker(partial(asyncio.sleep, 60))
+        stage.app.to_main()
+        assert search.is_cancelled, "the palette's search goes on in parts that are gone"
+        await pilot.pause()
         assert stage.app.screen is stage.app.main

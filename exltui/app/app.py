@@ -78,7 +78,7 @@ class ExltuiApp(App[None]):
     COMMANDS: ClassVar = {Actions}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(action.binding() for action in APP_ACTIONS if action.keys),
-        Binding("question_mark", "help", "Help", show=False),
+        Binding("question_mark", "do('app.help')", "Help", show=False),
     ]
 
     def __init__(self, parts: Parts) -> None:
@@ -389,8 +389,11 @@ class ExltuiApp(App[None]):
             self.push_screen(Palette())
 
     def pop_screen(self) -> AwaitComplete:
-        """Close what is on top; the main screen stays."""
-        return super().pop_screen() if len(self.screen_stack) > 1 else AwaitComplete.nothing()
+        """Close what is on top, and end what it was at; the main screen stays."""
+        if len(self.screen_stack) < 2:
+            return AwaitComplete.nothing()
+        self.workers.cancel_node(self.screen)
+        return super().pop_screen()
 
     async def on_event(self, event: events.Event) -> None:
         """As Textual's. A slash on a message begins a command: the prompt has the focus before the next key of the packet is handed out.
@@ -463,9 +466,6 @@ class ExltuiApp(App[None]):
         else:
             self.to_main()
             self.desk.open()
-
-    def action_help(self) -> None:
-        self.help()
 
     def help(self) -> None:
         """The keys of what has the focus, and all others."""
