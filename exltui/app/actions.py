@@ -129,7 +129,7 @@ DO: dict[str, Callable[[ExltuiApp, str], object]] = {
     "pane.sessions": lambda app, text: app.show_pane("sessions"),
     "pane.sampler": lambda app, text: app.show_pane("sampler"),
     "pane.devices": lambda app, text: app.show_pane("devices"),
-    "models.loader": lambda app, text: app.toggle_loader(),
+    "models.loader": lambda app, text: app.desk.toggle(),
     "models.adapters": lambda app, text: app.adapters.open(text),
     "models.unload": lambda app, text: app.desk.unload(),
     "app.theme": lambda app, text: app.looks.choose_theme(text),

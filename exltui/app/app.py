@@ -50,7 +50,6 @@ from exltui.app.presets import PresetDesk
 from exltui.app.queries import Queries
 from exltui.app.revision import TITLES
 from exltui.app.screens.help import binding_rows, help_text, place_name
-from exltui.app.screens.loader import LoaderScreen
 from exltui.app.screens.main import MainScreen
 from exltui.app.screens.pick import PickScreen
 from exltui.app.screens.sheet import SheetScreen
@@ -459,13 +458,6 @@ class ExltuiApp(App[None]):
     @on(SamplerPane.OrderWanted)
     def _order_wanted(self) -> None:
         self.presets.order()
-
-    def toggle_loader(self) -> None:
-        if isinstance(self.screen, LoaderScreen):
-            self.screen.dismiss()
-        else:
-            self.to_main()
-            self.desk.open()
 
     def help(self) -> None:
         """The keys of what has the focus, and all others."""

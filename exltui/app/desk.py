@@ -79,6 +79,14 @@ class ModelDesk:
 
     # ── the loader screen ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def toggle(self) -> None:
+        """Its key: open the loader, or go back from it."""
+        if isinstance(self._app.screen, LoaderScreen):
+            self._app.screen.dismiss()
+        else:
+            self._app.to_main()
+            self.open()
+
     def open(self) -> None:
         """Show the loader."""
         if any(isinstance(screen, LoaderScreen) for screen in self._app.screen_stack):
