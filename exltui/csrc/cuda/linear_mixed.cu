@@ -118,12 +118,11 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
                                                Sums<kGroups>& total) {
   constexpr bool kZeros = kTag == kGptqBits;
   constexpr int kBits = code_bits(kTag);
-  constexpr bool kRaw = kBits != kDenseBits && kGroups == 1;  // a product more for each half of a tile, less arithmetic for each weight
   constexpr int kChains = kGroups == 1 ? 2 : 1;  // sums of each half of a tile's k, so that products wait less for each other
   constexpr uint32_t kOnes = 0x3c003c00u;
   const int lane = threadIdx.x % kWarp;
   float sums[kGroups][kChains][2][4];
-  float x_sums[kGroups][4];  // of x, for raw weights and zero points: rows of ones times x
+  float x_sums[kGroups][4];  // of x, for zero points: rows of ones times x
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -135,11 +134,7 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
   for (int i = 0; i < kTiles; ++i) {
     uint32_t w[kBits], a[16];
     read_tile<kBits>(slot, first + i, lane, w);
-    if constexpr (kRaw) {
-      unpack_raw<kBits>(w, a);
-    } else {
-      unpack<kBits>(w, a);
-    }
+    unpack<kBits>(w, a);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const uint4 b = x.tile(g, first + i);
@@ -149,7 +144,7 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
       for (int m = 0; m < 2; ++m) {
         multiply_16x8x16(sums[g][kChains - 1][m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
       }
-      if constexpr (kZeros || kRaw) {
+      if constexpr (kZeros) {
         multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
         multiply_16x8x16(x_sums[g], {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
       }
@@ -171,9 +166,7 @@ __device__ __forceinline__ void multiply_tiles(const unsigned char* slot, int fi
     const int g = i / 8, m = i / 4 % 2, j = i % 4;
     float sum = sums[g][0][m][j];
     if constexpr (kChains == 2) sum += sums[g][1][m][j];
-    float offset = zero[2 * m + j / 2];
-    if constexpr (kRaw) offset -= raw_base<kBits>(j / 2) + static_cast<float>(1 << (kBits - 1));
-    if constexpr (kZeros || kRaw) sum += offset * x_sums[g][j % 2];
+    if constexpr (kZeros) sum += zero[2 * m + j / 2] * x_sums[g][j % 2];
     total.value[g][m][j] += of_row[2 * m + j / 2] * sum;
   }
 }
@@ -309,9 +302,10 @@ bool place(LinearMixed& work, int shared_bytes, bool staged) {
   const int together = std::max(kWarps / work.ways / work.parts, 1);  // a pass has whole rounds of the warps
   work.late = work.units_of_block * work.parts * work.ways <= kWarps;
   const auto sums = [&] { return unit_sums * work.units_of_pass; };
-  const auto slots = [&] { return std::min((shared_bytes - fixed - (work.late ? 0 : sums())) / (kWarps * work.slot_bytes), kMaxSlots); };
+  const int most = staged ? kStagedSlots : kMaxSlots;
+  const auto slots = [&] { return std::min((shared_bytes - fixed - (work.late ? 0 : sums())) / (kWarps * work.slot_bytes), most); };
   work.units_of_pass = work.units_of_block;
-  while (slots() < 3 && !work.late && work.units_of_pass > together) work.units_of_pass = (work.units_of_pass - 1) / together * together;
+  while (slots() < std::min(most, 3) && !work.late && work.units_of_pass > together) work.units_of_pass = (work.units_of_pass - 1) / together * together;
   work.slots = slots();
   const int ring = kWarps * work.slots * work.slot_bytes;
   work.ring_at = fixed;

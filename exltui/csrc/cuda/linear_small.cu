@@ -23,8 +23,8 @@ namespace {
 constexpr int kThreads = kLinearSmallWarps * kWarp;
 
 // Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, x [t, row_stride]
-// f16, a row of x in its own order where one token's x is normalised (f32) or brought into stored order (f16), and the sums of the warps
-// [parts, units of a pass, warps, t, 32] f32.
+// f16, for one token a row of x in its own order where it is normalised (f32) or brought into stored order (f16) and that order [k] u16,
+// and the sums of the warps [parts, units of a pass, warps, t, 32] f32.
 extern __shared__ __align__(16) unsigned char shared[];
 constexpr int kJobBytes = (sizeof(LinearSmall) + 15) / 16 * 16;
 constexpr int kSumsBytes = kLinearSmallWarps * sizeof(float);
@@ -35,8 +35,12 @@ __device__ __forceinline__ __half* staged_x() { return reinterpret_cast<__half*>
 __device__ __forceinline__ void* unordered_x(const LinearSmall& work) {
   return staged_x() + static_cast<size_t>(work.tokens) * row_stride(work.k_padded);
 }
+__device__ __forceinline__ uint4* staged_order(const LinearSmall& work) {
+  const int bytes = work.k * static_cast<int>(work.norm != nullptr ? sizeof(float) : sizeof(__half));
+  return reinterpret_cast<uint4*>(static_cast<unsigned char*>(unordered_x(work)) + bytes);
+}
 __device__ __forceinline__ float* warp_sums(const LinearSmall& work) { return reinterpret_cast<float*>(shared + work.sums_at); }
-constexpr int kPrefetchLines = 64;  // 8 KB a warp: with 16 of them what a multiprocessor reads in four microseconds
+constexpr int kPrefetchLines = 16;  // 2 KB a warp beyond its registers; with more, x waits behind them
 
 // Steps of registers between a load and its use: 40 to 64 registers, 80 to 128 KB a multiprocessor.
 template <int kBits, int kTiles>
@@ -48,10 +52,6 @@ struct Share {
 
   __device__ __forceinline__ Share(int steps, int warp) : from(warp * steps / kLinearSmallWarps), to((warp + 1) * steps / kLinearSmallWarps) {}
 };
-
-__device__ __forceinline__ uint4 load_order(const LinearSmall& work, int piece) {
-  return load_stream(reinterpret_cast<const uint4*>(work.order) + piece);
-}
 
 // x of all tokens, as it is, into shared memory. Two loads are in flight before the first is stored.
 __device__ __forceinline__ void stage_plain(const LinearSmall& work) {
@@ -72,9 +72,17 @@ __device__ __forceinline__ void stage_plain(const LinearSmall& work) {
   }
 }
 
+// The order is on its way before x is there. A thread copies what it will read itself.
+__device__ __forceinline__ void stage_order(const LinearSmall& work) {
+  if (work.order == nullptr) return;
+  const uint4* order = reinterpret_cast<const uint4*>(work.order);
+  for (int piece = threadIdx.x; piece < work.k / 8; piece += kThreads) copy_16(staged_order(work) + piece, order + piece);
+  commit_copies();
+}
+
 // x of one token, normalised, in stored order. It passes through shared memory in its own order, since gathering from there costs a
-// tenth of gathering from global memory. `order` is this thread's first piece of work.order.
-__device__ __forceinline__ void stage_one(const LinearSmall& work, uint4 order) {
+// tenth of gathering from global memory.
+__device__ __forceinline__ void stage_one(const LinearSmall& work) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, pieces = work.k / 8;
   const bool ordered = work.order != nullptr;
   const float* norm = work.norm;
@@ -83,25 +91,22 @@ __device__ __forceinline__ void stage_one(const LinearSmall& work, uint4 order) 
   uint4* row = reinterpret_cast<uint4*>(staged_x());
   float4* wide = static_cast<float4*>(unordered_x(work));
   uint4* narrow = ordered ? static_cast<uint4*>(unordered_x(work)) : row;
-  float factor = 1.0f, sum = 0.0f;
-  for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-    const uint4 raw = x[piece];
-    if (norm == nullptr) {
-      narrow[piece] = raw;
-      continue;
-    }
-    const float2 v[4] = {__half22float2(as_half2(raw.x)), __half22float2(as_half2(raw.y)), __half22float2(as_half2(raw.z)),
-                         __half22float2(as_half2(raw.w))};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum += v[i].x * v[i].x + v[i].y * v[i].y;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float4 w = reinterpret_cast<const float4*>(norm)[2 * piece + i];
-      wide[2 * piece + i] = make_float4(v[2 * i].x * (w.x + offset), v[2 * i].y * (w.y + offset), v[2 * i + 1].x * (w.z + offset),
-                                        v[2 * i + 1].y * (w.w + offset));
-    }
-  }
+  float factor = 1.0f;
   if (norm != nullptr) {
+    float sum = 0.0f;
+    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+      const uint4 raw = x[piece];
+      const float2 v[4] = {__half22float2(as_half2(raw.x)), __half22float2(as_half2(raw.y)), __half22float2(as_half2(raw.z)),
+                           __half22float2(as_half2(raw.w))};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum += v[i].x * v[i].x + v[i].y * v[i].y;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 w = reinterpret_cast<const float4*>(norm)[2 * piece + i];
+        wide[2 * piece + i] = make_float4(v[2 * i].x * (w.x + offset), v[2 * i].y * (w.y + offset), v[2 * i + 1].x * (w.z + offset),
+                                          v[2 * i + 1].y * (w.w + offset));
+      }
+    }
     sum = warp_sum(sum);
     if (lane == 0) square_sums()[warp] = sum;
     __syncthreads();
@@ -110,11 +115,14 @@ __device__ __forceinline__ void stage_one(const LinearSmall& work, uint4 order) 
     for (int i = 0; i < kLinearSmallWarps; ++i) sum += square_sums()[i];
     factor = rsqrtf(sum / static_cast<float>(work.k) + work.eps);
   } else {
-    __syncthreads();
+    for (int piece = threadIdx.x; piece < pieces; piece += kThreads) copy_16(narrow + piece, x + piece);
+    commit_copies();
   }
+  wait_copies<0>();
+  if (norm == nullptr) __syncthreads();
   for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
-    if (piece != threadIdx.x && ordered) order = load_order(work, piece);
-    const uint32_t features[4] = {order.x, order.y, order.z, order.w};
+    const uint4 places = ordered ? staged_order(work)[piece] : make_uint4(0u, 0u, 0u, 0u);
+    const uint32_t features[4] = {places.x, places.y, places.z, places.w};
     __align__(16) __half out[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -127,12 +135,12 @@ __device__ __forceinline__ void stage_one(const LinearSmall& work, uint4 order) 
   }
 }
 
-__device__ __forceinline__ void stage_x(uint4 order) {
+__device__ __forceinline__ void stage_x() {
   const LinearSmall& work = job();
   if (work.norm == nullptr && work.order == nullptr) {
     stage_plain(work);
   } else {
-    stage_one(work, order);
+    stage_one(work);
   }
   for (int piece = work.k / 8 + threadIdx.x; piece < work.k_padded / 8; piece += kThreads) {
     for (int token = 0; token < work.tokens; ++token) {
@@ -207,11 +215,10 @@ __device__ __forceinline__ void write_units(const LinearSmall& work, int first, 
 // What a warp does between its first loads of weights and its first look at x.
 struct Prologue {
   bool pending;  // until the warp's first panel
-  uint4 order;
 
   __device__ __forceinline__ void run() {
     wait_for_previous();
-    stage_x(order);
+    stage_x();
     pending = false;
   }
 };
@@ -323,12 +330,12 @@ __device__ __forceinline__ void stream_pass(const Share share, int first, int un
         for (int i = 0; i < kTiles; ++i) {
           const uint4 b = x[4 * i];
           uint32_t a[16];
-          unpack_raw<kBits>(stage[s][i], a);
+          unpack<kBits>(stage[s][i], a);
 #pragma unroll
           for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m], a[8 * m + 1], a[8 * m + 2], a[8 * m + 3]}, b.x, b.y);
 #pragma unroll
           for (int m = 0; m < 2; ++m) multiply_16x8x16(sums[m], {a[8 * m + 4], a[8 * m + 5], a[8 * m + 6], a[8 * m + 7]}, b.z, b.w);
-          if constexpr (kScaled) {
+          if constexpr (kZeros) {
             multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.x, b.y);
             multiply_16x8x16(x_sums, {kOnes, kOnes, kOnes, kOnes}, b.z, b.w);
           }
@@ -346,8 +353,9 @@ __device__ __forceinline__ void stream_pass(const Share share, int first, int un
           for (int m = 0; m < 2; ++m) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              const float offset = zero[2 * m + i / 2] - raw_base<kBits>(i / 2) - static_cast<float>(1 << (kBits - 1));
-              total.value[m][i] += of_row[2 * m + i / 2] * (group.value[m][i] + offset * x_sums[i % 2]);
+              float sum = group.value[m][i];
+              if constexpr (kZeros) sum += zero[2 * m + i / 2] * x_sums[i % 2];
+              total.value[m][i] += of_row[2 * m + i / 2] * sum;
             }
           }
         }
@@ -374,8 +382,8 @@ __global__ void __launch_bounds__(kThreads, 16 / kLinearSmallWarps) linear_small
   __syncthreads();
   const LinearSmall& work = job();
   const int warp = threadIdx.x / kWarp, end = min((static_cast<int>(blockIdx.x) + 1) * work.units_of_block, work.units);
-  Prologue prologue{true, make_uint4(0u, 0u, 0u, 0u)};
-  if (work.order != nullptr && threadIdx.x < work.k / 8) prologue.order = load_order(work, threadIdx.x);
+  Prologue prologue{true};
+  stage_order(work);
   if (work.norm != nullptr) {  // every block reads it: each asks for a part
     const int line = blockIdx.x + gridDim.x * threadIdx.x;
     if (line < work.k / 32) prefetch_line(work.norm + line * 32);
@@ -412,7 +420,7 @@ Kernel choose(int bits) {
 }  // namespace
 
 LinearSmallShared linear_small_shared(int tokens, int k, int k_padded, bool ordered, bool normed, int parts) {
-  const size_t unordered = static_cast<size_t>(k) * (normed ? sizeof(float) : ordered ? sizeof(__half) : 0);
+  const size_t unordered = static_cast<size_t>(k) * ((normed ? sizeof(float) : ordered ? sizeof(__half) : 0) + (ordered ? sizeof(uint16_t) : 0));
   const size_t fixed = kJobBytes + kSumsBytes + static_cast<size_t>(tokens) * row_stride(k_padded) * sizeof(__half) + unordered;
   return {(fixed + 15) / 16 * 16, static_cast<size_t>(parts) * kLinearSmallWarps * tokens * 32 * sizeof(float)};
 }

@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kMaxSlots = 3;  // more ran slower: a long ring fills with weights while x waits behind them
+constexpr int kMaxSlots = 4;
+constexpr int kStagedSlots = 2;  // more ran slower where all of x must come before the first product: x waits behind the weights
 
 // Shared memory: the job (indexed by panel, which the parameter space does badly), sums of squares [warps] f32, the shares [panels, warps],
 // arrivals and steps of the slots [warps, slots], x [t, row_stride] f16 if it is staged, the rings [warps, slots, slot_bytes], and the sums of the warps [units of a pass, parts, ways, t,

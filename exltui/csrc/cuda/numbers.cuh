@@ -1,8 +1,6 @@
 // Small arithmetic that several kernels share: activations, soft caps, and the unpacking of low-bit codes.
 #pragma once
 
-#include <utility>
-
 #include "arch.cuh"
 #include "kernels.cuh"
 
@@ -104,57 +102,6 @@ __device__ __forceinline__ void unpack(const uint32_t (&w)[kBits], uint32_t (&a)
     for (int i = 0; i < 4; ++i) {  // out-features 8 i on: four pairs along k
 #pragma unroll
       for (int j = 0; j < 4; ++j) a[8 * (i / 2) + 4 * (j / 2) + 2 * (j % 2) + i % 2] = w[4 * i + j];
-    }
-  }
-}
-
-// The same without arithmetic: pair i is raw_base<kBits>(i) + code. OR-ed under the exponent whose steps its lowest bit counts, a field needs
-// no shift to the bottom and no subtraction; who uses the weights takes (raw_base + 2^(bits - 1)) times the sum of x from their products.
-// The base depends on the parity of i alone, that is on the row of the A operand.
-template <int kBits>
-constexpr int kOddPlace = kBits <= 5 ? kBits : 0;
-
-template <int kBits>
-__host__ __device__ __forceinline__ constexpr float raw_base(int index) {
-  return static_cast<float>(1 << (10 - (index % 2 == 1 ? kOddPlace<kBits> : 0)));
-}
-
-template <int kBits, int kIndex>
-__device__ __forceinline__ uint32_t raw_pair(uint32_t register_bits) {  // the code lies at its place already
-  constexpr int kPlace = kIndex % 2 == 1 ? kOddPlace<kBits> : 0;
-  return and_or<(((1u << kBits) - 1u) << kPlace) * 0x10001u, (25u - kPlace) * 0x04000400u>(register_bits);
-}
-
-template <int kBits, int kIndex>
-__device__ __forceinline__ uint32_t raw_field(const uint32_t (&w)[kBits]) {
-  constexpr int kWhole = 16 / kBits, kShift = kIndex % kWhole * kBits - (kIndex % 2 == 1 ? kOddPlace<kBits> : 0);
-  const uint32_t word = w[kIndex / kWhole];
-  return raw_pair<kBits, kIndex>(kShift >= 0 ? word >> (kShift & 31) : word << (-kShift & 31));
-}
-
-template <int kBits, int... kIndices>
-__device__ __forceinline__ void raw_fields(const uint32_t (&w)[kBits], uint32_t (&a)[16], std::integer_sequence<int, kIndices...>) {
-  ((a[kIndices] = raw_field<kBits, kIndices>(w)), ...);
-}
-
-template <int kBits>
-__device__ __forceinline__ void unpack_raw(const uint32_t (&w)[kBits], uint32_t (&a)[16]) {
-  if constexpr (kBits == kDenseBits) {
-    unpack<kBits>(w, a);
-  } else {
-    raw_fields<kBits>(w, a, std::make_integer_sequence<int, 16 / kBits * kBits>());
-    if constexpr (kBits == 3 || kBits == 5) {  // pair 15, at its place
-      uint32_t spread = 0;
-#pragma unroll
-      for (int i = 0; i < kBits; ++i) spread |= (w[i] >> (15 - kOddPlace<kBits> - i)) & (0x00010001u << (kOddPlace<kBits> + i));
-      a[15] = raw_pair<kBits, 15>(spread);
-    }
-    if constexpr (kBits == 6) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        a[12 + 2 * i] = raw_pair<6, 12>(and_or<0x000f000fu>(w[3 * i] >> 12, (w[3 * i + 2] >> 8) & 0x00300030u));
-        a[13 + 2 * i] = raw_pair<6, 13>(and_or<0x000f000fu>(w[3 * i + 1] >> 12, (w[3 * i + 2] >> 10) & 0x00300030u));
-      }
     }
   }
 }
