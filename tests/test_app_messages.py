@@ -339,3 +339,22 @@ async def test_page_keys_in_the_prompt_read_back_while_a_reply_comes():
         await pilot.press("pageup")
         await pilot.pause()
         assert talk.following, "the keys are the prompt's where it does not show all that is written"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30)])
+async def test_what_does_not_fit_is_said_above_or_below_the_prompt_before_it_is_sent(size):
+    stage = Stage(client=Speaker(["The Moon pulls"]))
+    async with stage.app.run_test(size=size) as pilot:
+        await stage.load(pilot)
+        await stage.ask(pilot, "word " * 20)
+        stage.preparer.context = 24
+        stage.app.main.prompt.put("word " * 10)
+        await stage.settle(pilot)
+        asking = stage.app.main.query_one("#asking")
+        shown = asking.border_title if size == (80, 24) else asking.border_subtitle
+        assert "F6" in str(shown)
+        assert "Enter sends" not in str(shown)
+        stage.preparer.context = 512
+        stage.app.main.prompt.put("word")
+        await stage.settle(pilot)
+        assert not asking.border_title

@@ -89,8 +89,7 @@ class ConversationPane(Vertical):
     def __init__(self, link: Link, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._link = link
-        self._title = ""
-        self._model = ""
+        self._title = self._model = self._purpose = self._warning = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="talk"):
@@ -130,18 +129,28 @@ class ConversationPane(Vertical):
 
     def show_purpose(self, purpose: str) -> None:
         """Say what is being written in the prompt; "" is the next message."""
-        asking = self.query_one("#asking")
-        asking.border_title = Content.styled(purpose, "$warning") if purpose else ""
-        asking.set_class(bool(purpose), "-purpose")
+        self._purpose = purpose
+        self.query_one("#asking").set_class(bool(purpose), "-purpose")
+        self._draw_asking()
 
     def show_budget(self, budget: tuple[str, bool]) -> None:
         """Put the size of what would be sent, or a warning, into the frame of the prompt."""
         text, warns = budget
+        self._warning = text if warns else ""
+        self.query_one("#asking").border_subtitle = HINT if not text else "" if warns else f"{text} · {HINT}"
+        self._draw_asking()
+
+    def _draw_asking(self) -> None:
+        """The purpose and the warning. A small terminal has a line above the prompt and none below: there the title warns."""
         asking = self.query_one("#asking")
-        asking.border_subtitle = Content.styled(text, "$warning bold") if warns else f"{text} · {HINT}" if text else HINT
+        above = self._purpose or (self._warning if self.screen.has_class("-narrow") else "")
+        asking.border_title = Content.styled(above, "$warning") if above else ""
+        if self._warning:
+            asking.border_subtitle = Content.styled(self._warning, "$warning bold")
 
     def on_resize(self) -> None:
         self._draw_names()
+        self._draw_asking()
 
     def _draw_names(self) -> None:
         frame = self.query_one("#talk")
