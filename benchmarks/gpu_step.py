@@ -57,7 +57,8 @@ class Step:
             for tensor in (cache.k_scale, cache.v_scale):
                 if tensor is not None:
                     tensor.uniform_(0.01, 0.1)
-            self.layers.append((norm(), (q, k, v), weight(s.hidden, s.h * s.d), norm(), (gate, up), weight(s.hidden, s.mlp), cache))
+            down = replace(weight(s.hidden, s.mlp), order=None)  # what comes before it gives its features in the order of its rows
+            self.layers.append((norm(), (q, k, v), weight(s.hidden, s.h * s.d), norm(), (gate, up), down, cache))
         self.table = torch.randn(s.vocab, s.hidden, device=DEVICE).half()
         self.norm, self.head = norm(), weight(s.vocab, s.hidden, 6)
         self.heads, self.rope = Heads(s.h, s.g, s.d), tables(RopeSpec(500000.0, s.d), length + 256, DEVICE)

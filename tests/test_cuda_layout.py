@@ -77,6 +77,17 @@ def test_a_packed_exl2_weight_is_the_weight_bit_for_bit(mix: str) -> None:
     assert [panel.tag for panel in packed.panels] == list(dict.fromkeys(bits for bits, _ in MIXES[mix]))
 
 
+def test_the_rows_of_a_packed_weight_may_be_sorted() -> None:
+    """An MLP's weights before the last are packed in the order of the last one's stored rows, which then needs none."""
+    down = exl2(torch.Generator().manual_seed(4), 64, MIXES["exl2-all"])
+    up = exl2(torch.Generator().manual_seed(5), down.shape[1], MIXES["exl2-53"], bias=True)
+    between = down.q_perm.long()
+    packed = pack_exl2(up, shared_order(up.q_perm, CPU), between)
+    assert up.bias is not None and packed.bias is not None
+    assert torch.equal(packed.dense(), up.dense()[between]) and torch.equal(packed.bias, up.bias[between])
+    assert torch.equal(pack_exl2(down, None).dense(), down.dense()[:, between])
+
+
 @pytest.mark.parametrize("name", ["a_96x32_8_4_2", "b_128x64_5_3", "d_288x64_all_bits"])
 def test_a_packed_golden_layer_is_the_golden_weight(name: str) -> None:
     tensors = load_file(GOLDEN / f"golden_exl2_{name}.safetensors")

@@ -25,8 +25,11 @@ from exltui.app.observed import Observed
 from exltui.app.screens.loader_lines import model_lines
 from exltui.engine.generate.generator import Generator
 from exltui.engine.host import Host
+from exltui.engine.model.decoder import Mlp
 from exltui.engine.model.loading import Model
 from exltui.engine.model.lora import parse_use
+from exltui.engine.model.spec import MlpSpec
+from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.ops.table import nmse
 from exltui.engine.run.cache import KVCache
 from exltui.engine.run.runner import Runner
@@ -122,6 +125,20 @@ def test_an_adapter_computes_what_peft_computes(name: str, tmp_path: Path) -> No
     equal(model, adapted)
     assert nmse(with_adapters(model, tokens(40)), plain) > 1e-4
     assert nmse(with_adapters(model, tokens(40), ()), plain) <= EXACT
+
+
+def test_an_adapter_follows_an_mlp_whose_features_are_sorted(tmp_path: Path) -> None:
+    """As a GPU has an EXL2 MLP: what lies between its weights is in the order in which the last of them stores its rows."""
+    adapted = adapt(make("Llama", tmp_path / "model"), tmp_path / "adapter")
+    model = load(tmp_path / "model", lora=(str(tmp_path / "adapter"),))
+    for i, layer in enumerate(model.decoder.layers):
+        mlp, spec = layer.mlp, layer.spec.mlp
+        assert isinstance(mlp, Mlp) and isinstance(spec, MlpSpec)
+        between = torch.randperm(mlp.down.shape[1])
+        gate_up = tuple(DenseWeight(weight.dense()[between]) for weight in mlp.gate_up)
+        model.decoder.layers[i] = replace(layer, mlp=Mlp(gate_up, DenseWeight(mlp.down.dense()[:, between]), mlp.activation))
+        model.decoder.adapters.sort(spec, between)
+    equal(model, adapted)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-some-dense"])

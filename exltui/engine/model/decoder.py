@@ -88,6 +88,7 @@ class Decoder:
         self.spec = spec
         self.ops = ops
         self.dtype = torch.float32 if spec.wide_residual else ops.dtype  # of the residual
+        self.adapters = AdapterBank(spec, ops.device, ops.dtype)
         self._ropes: dict[tuple[RopeSpec, int], Rope] = {}
         self._checkpoint = checkpoint
         self._context = context
@@ -108,7 +109,6 @@ class Decoder:
             head = DenseWeight((rows / rows.norm(dim=-1, keepdim=True)).to(head.weight.dtype), head.bias)
         self.head = self._prepare(head, head=True)
         self._run = ops.compile_decoder(self) if ops.compile_decoder else None
-        self.adapters = AdapterBank(spec, ops.device, ops.dtype)
 
     def _weight(self, linear: LinearSpec) -> AnyWeight:
         return self._prepare(self._checkpoint.weight(linear))
@@ -156,7 +156,12 @@ class Decoder:
         return Heads(attention.h, attention.g, attention.d, norms[0], norms[1], attention.head_norm == "all heads", attention.clip)
 
     def _mlp(self, spec: MlpSpec) -> Mlp:
-        return Mlp(tuple(self._weight(linear) for linear in spec.gate_up), self._weight(spec.down), spec.activation)
+        gate_up, down, between = self._prepare.mlp(
+            tuple(self._checkpoint.weight(linear) for linear in spec.gate_up), self._checkpoint.weight(spec.down)
+        )
+        if between is not None:
+            self.adapters.sort(spec, between)
+        return Mlp(gate_up, down, spec.activation)
 
     def _moe(self, spec: MoeSpec) -> Moe:
         mlps = tuple(self._mlp(expert) for expert in spec.mlps)

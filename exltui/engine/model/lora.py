@@ -59,6 +59,8 @@ class AdapterBank:
         self.adapters: dict[str, Adapter] = {}
         self._held: dict[int, Adapter] = {}  # by slot, dropped ones included
         self._stacks: dict[str, Stack] = {}
+        self._rows: dict[str, Tensor] = {}  # by linear: the out-feature, or the in-feature, that lies where, if not each in its place
+        self._columns: dict[str, Tensor] = {}
 
     @property
     def width(self) -> int:
@@ -124,6 +126,11 @@ class AdapterBank:
 
     # ── what the decoder asks for ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    def sort(self, mlp: MlpSpec, between: Tensor) -> None:
+        """What lies between the linears of ``mlp`` has feature ``between[i]`` in place i."""
+        self._rows.update((linear.name, between) for linear in mlp.gate_up)
+        self._columns[mlp.down.name] = between
+
     def stack(self, linears: tuple[LinearSpec, ...]) -> Stack | None:
         """The matrices for ``linears``, whose results lie side by side; None if no adapter changes any of them."""
         key = linears[0].name
@@ -143,6 +150,10 @@ class AdapterBank:
                 pair = adapter.matrices.get(linear.name)
                 if pair is not None:
                     a, b = pair
+                    if linear.name in self._rows:
+                        b = b[self._rows[linear.name]]
+                    if linear.name in self._columns:
+                        a = a[:, self._columns[linear.name]]
                     wide = torch.zeros(n, a.shape[0], dtype=b.dtype, device=b.device)
                     wide[begin : begin + linear.n] = b
                     rows.append(a)

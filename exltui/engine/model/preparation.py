@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from exltui.engine.model.tensors import AnyWeight, FileWeight
 from exltui.engine.model.weights.blocked import UNIT, BlockedWeight, block_exl2, block_gptq, block_plain
@@ -30,6 +31,18 @@ class Preparation:
     packs: bool = False
     bits: int | None = None
     int8: bool = False
+
+    def mlp(self, gate_up: tuple[FileWeight, ...], down: FileWeight) -> tuple[tuple[AnyWeight, ...], AnyWeight, Tensor | None]:
+        """The weights of an MLP, and, [n] i64, which feature lies where between them; None: each in its place.
+
+        EXL2 sorts the in-features of ``down`` by importance. On a GPU those before it give theirs in that order, so that nothing has to be
+        gathered in a step.
+        """
+        if self.device.type == "cpu" or not isinstance(down, Exl2Weight) or not all(isinstance(w, Exl2Weight) for w in gate_up):
+            return tuple(self(weight) for weight in gate_up), self(down), None
+        between = down.q_perm.to(self.device, torch.int64, non_blocking=True)
+        sorted_up = tuple(weight.prepare(self.device, between) for weight in gate_up if isinstance(weight, Exl2Weight))
+        return sorted_up, down.prepare(self.device, sorted_input=True), between
 
     def __call__(self, weight: FileWeight, *, head: bool = False) -> AnyWeight:
         """``weight`` as the kernels of the device read it."""

@@ -111,20 +111,21 @@ class Exl2Weight:
     def seen(self, x: Tensor) -> Tensor:
         return x
 
-    def prepare(self, device: torch.device) -> Exl2Weight | Packed:
+    def prepare(self, device: torch.device, features: Tensor | None = None, *, sorted_input: bool = False) -> Exl2Weight | Packed:
         """On ``device``: a GPU gets it in the order of its kernels.
 
-        On the CPU the packed words stay memory-mapped; what is derived from the rest is made now, not in a step.
+        On the CPU the packed words stay memory-mapped; what is derived from the rest is made now, not in a step. Only a GPU takes
+        ``features``, the out-feature of each row, and ``sorted_input``: x will come in the order of the stored rows.
         """
         if device.type == "cpu":
             _ = self.q_perm, self.group_table, self.scales
             return self
         from exltui.engine.model.weights.packed import pack_exl2
 
-        order = shared_order(self.q_perm, device)
+        order = None if sorted_input else shared_order(self.q_perm, device)
         parts = {name: getattr(self, name).to(device, non_blocking=True) for name in ("q_weight", "q_scale", "q_scale_max")}
         bias = None if self.bias is None else self.bias.to(device, torch.float16)
-        return pack_exl2(replace(self, **parts, bias=bias), order)
+        return pack_exl2(replace(self, **parts, bias=bias), order, features)
 
 
 def _groups(weight: Exl2Weight) -> tuple[Group, ...]:

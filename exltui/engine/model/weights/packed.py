@@ -12,22 +12,28 @@ from exltui.engine.ops import OPS
 from exltui.engine.ops.cuda_layout import GPTQ_TAG, TILE, Packed, Panel, pack_codes, pack_scales, shared_order
 
 
-def pack_exl2(weight: Exl2Weight, order: Tensor | None) -> Packed:
-    """On the device of ``weight``, whose stored rows have the shared ``order``. A run of groups of one width becomes a panel."""
+def pack_exl2(weight: Exl2Weight, order: Tensor | None, features: Tensor | None = None) -> Packed:
+    """On the device of ``weight``, whose stored rows have the shared ``order``. A run of groups of one width becomes a panel.
+
+    ``features`` [n] i64: the out-feature that row i of the result is; None: i itself.
+    """
     panels, first, index = [], 0, 0
-    groups = weight.groups
-    n, k = weight.shape
+    groups, (n, k), bias = weight.groups, weight.shape, weight.bias
+    q_weight, all_scales = weight.q_weight, weight.scales
+    if features is not None:
+        q_weight, all_scales = q_weight[:, features], all_scales[:, features]
+        bias = None if bias is None else bias[features]
     while index < len(groups):
         bits = groups[index].bits
         end = next((i for i in range(index, len(groups)) if groups[i].bits != bits), len(groups))
         run = groups[index:end]
         rows = sum(group.rows for group in run)
-        words = weight.q_weight[run[0].first : run[0].first + rows * bits // 32]
+        words = q_weight[run[0].first : run[0].first + rows * bits // 32]
         shift, repeats = _common_size([group.rows for group in run])
-        scales = pack_scales(_repeated(weight.scales[index:end], repeats))
+        scales = pack_scales(_repeated(all_scales[index:end], repeats))
         panels.append(Panel(bits, _pack_words(words, bits, rows), scales, rows // TILE, n // TILE, shift, first))
         first, index = first + rows // TILE, end
-    return Packed(n, k, tuple(panels), order, weight.bias, "exl2")
+    return Packed(n, k, tuple(panels), order, bias, "exl2")
 
 
 def _pack_words(words: Tensor, bits: int, rows: int) -> Tensor:
