@@ -22,7 +22,7 @@ import torch
 from gpu_inputs import DEVICE, Row, copy_rate, load, make_batch, make_cache, random_weight, rotations, time_graph
 from gpu_step import CASES, time_steps
 
-from exltui.engine.ops import cuda, cuda_sample, references
+from exltui.engine.ops import cuda, cuda_sample, cuda_slabs, references
 from exltui.engine.ops.cuda_layout import DENSE_BITS, GPTQ_TAG, Packed
 from exltui.engine.ops.rope import RopeSpec, tables
 from exltui.engine.ops.sample import Rule, SampleParams, Tally
@@ -106,7 +106,7 @@ def check_fused() -> None:
 def check_dequantise(small: bool = False) -> None:
     for widths in ([(8, 32), (6, 64), (5, 96), (4, 128), (3, 96), (2, 96)], [(GPTQ_TAG, 512)]):
         weight = random_weight(1056, widths)
-        ((order, slab),) = cuda._slabs((weight,))
+        ((order, slab),) = cuda_slabs.slabs((weight,))
         found = torch.empty_like(slab)
         found[:, order.long() & 0xFFFF] = slab
         report(f"dequantise, values that differ, {widths[0][0]}", float((found != weight.dense()).sum()), 0)
@@ -154,22 +154,22 @@ def check_attention(small: bool = False) -> None:
         # fp32 sums in another order may round a stored half or a code differently: a few in a million.
         differ = same_cache(layer, twin) / (2 * sum(lengths) * g * d)
         report(f"rope_store cache: share that differs, {name}", differ, 2e-3)
-        rows = [1, 2, 1, 3, 1, 1, 4, 1]
-        step = Batch(whole.positions, whole.slots, *_last_rows(whole, lengths, rows))
-        take = torch.cat([torch.arange(e - r, e) for e, r in zip(whole.query_start[1:].tolist(), rows, strict=True)]).to(DEVICE)
-        step = Batch(whole.positions[take], whole.slots[take], step.query_start, step.lengths, step.page_table)
+        ends, few = whole.query_start[1:].tolist(), [1, 2, 1, 3, 1, 1, 4, 1]
+        take = torch.cat([torch.arange(e - r, e) for e, r in zip(ends, few, strict=True)]).to(DEVICE)
+        step = Batch(whole.positions[take], whole.slots[take], *_last_rows(whole, lengths, few))
         for attention in (Attention(d**-0.5), Attention(d**-0.5, 20.0), Attention(d**-0.5, 0.0, 100)):
             y = cuda.attend(q[take], layer, step, attention)
             equal = torch.equal(y, cuda.attend(q[take], layer, step, attention))
             expected = references.attend(q[take].float(), layer, step, attention).double()
             label = f"attend decode, {name}, cap {attention.softcap:.0f} window {attention.window}"
             report(label, nmse(y, expected), 1e-6 if bits == (16, 16) else 2e-6, equal)
-            if attention.softcap == 0:
-                report(
-                    label.replace("decode", "prefill"),
-                    nmse(cuda.attend(q, layer, whole, attention), references.attend(q.float(), layer, whole, attention).double()),
-                    2e-6,
-                )
+            for kind, given in (("prefill", [*lengths]), ("continued", [min(length, 70) for length in lengths])):
+                rows = torch.cat([torch.arange(e - r, e) for e, r in zip(ends, given, strict=True)]).to(DEVICE)
+                batch = Batch(whole.positions[rows], whole.slots[rows], *_last_rows(whole, lengths, given))
+                y = cuda.attend(q[rows], layer, batch, attention)
+                equal = torch.equal(y, cuda.attend(q[rows], layer, batch, attention))
+                expected = references.attend(q[rows].float(), layer, batch, attention).double()
+                report(label.replace("decode", kind), nmse(y, expected), 2e-6, equal)
 
 
 def _last_rows(whole: Batch, lengths: list[int], rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -277,9 +277,9 @@ def time_many(rows: list[Row]) -> None:
             us = time_graph([partial(function, x, None, (w,)) for w in copies * 4])
             rows.append(Row(f"gate+up size: {label}", f"t {t}", us, copies[0].nbytes))
     x = torch.randn(2048, 4096, device=DEVICE).half()
-    ((_, slab),) = cuda._slabs(copies[:1])
+    ((_, slab),) = cuda_slabs.slabs(copies[:1])
     rows.append(
-        Row("dequantise 28672 x 4096", "4 bits", time_graph([partial(list, cuda._slabs((w,))) for w in copies * 2]), slab.numel() * 2)
+        Row("dequantise 28672 x 4096", "4 bits", time_graph([partial(list, cuda_slabs.slabs((w,))) for w in copies * 2]), slab.numel() * 2)
     )
     rows.append(Row("cuBLAS 28672 x 4096", "t 2048", time_graph([partial(torch.mm, x, slab.t())] * 4), slab.numel() * 2))
 

@@ -22,17 +22,6 @@ namespace {
 
 using namespace exltui::bind;
 
-void check_half(const Tensor& x, const char* op, const char* name) {
-  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kHalf && x.is_contiguous(), op, ": ", name, " must be a contiguous f16 tensor on a GPU");
-}
-
-void check_int(const Tensor& x, const char* op, const char* name) {
-  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kInt && x.is_contiguous(), op, ": ", name, " must be a contiguous i32 tensor on a GPU");
-}
-
-__half* halves(const Tensor& x) { return static_cast<__half*>(x.data_ptr()); }
-__half* halves(const OptionalTensor& x) { return x.has_value() ? halves(*x) : nullptr; }
-
 const float* floats(const OptionalTensor& x, const char* op, const char* name) {
   if (!x.has_value()) return nullptr;
   TORCH_CHECK(x->is_cuda() && x->scalar_type() == at::kFloat && x->is_contiguous(), op, ": ", name, " must be a contiguous f32 tensor on a GPU");
@@ -234,18 +223,23 @@ Tensor linear_small(const Tensor& input, std::vector<Tensor> words, std::vector<
   return y;
 }
 
-// Columns of tiles [first, first + columns) of one weight -> f16 [32 columns, k_padded] in stored order, into `y`.
-void dequantise(Tensor y, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields, int64_t first, int64_t columns) {
+// Units of 32 out-features from `first` on, of weights that lie side by side -> f16 [32 units, k_padded] in stored order, into `y`.
+void dequantise(Tensor y, std::vector<Tensor> words, std::vector<Tensor> scales, at::IntArrayRef fields, int64_t first) {
   const c10::cuda::CUDAGuard guard(y.device());
   check_half(y, "dequantise", "y");
-  TORCH_CHECK(y.dim() == 2 && y.size(0) == columns * 32, "dequantise: y must have a row for each out-feature");
-  for (auto panel : read_panels(words, scales, fields)) {
-    TORCH_CHECK(first >= 0 && first + columns <= panel.columns && (panel.first_tile + panel.tiles) * 32 <= y.size(1),
-                "dequantise: y is too small");
-    panel.first_unit = 0;
-    const exltui::Dequantise work{panel, halves(y), static_cast<int>(y.size(1)), static_cast<int>(first), static_cast<int>(columns)};
-    check(exltui::dequantise(work, c10::cuda::getCurrentCUDAStream().stream()), "dequantise");
+  const auto panels = read_panels(words, scales, fields);
+  exltui::Dequantise work{};
+  work.panel_count = static_cast<int>(panels.size());
+  std::copy(panels.begin(), panels.end(), work.panels);
+  work.y = halves(y);
+  work.k_padded = static_cast<int>(y.size(1)), work.first = static_cast<int>(first), work.units = static_cast<int>(y.size(0) / 32);
+  int units = 0;
+  for (const auto& panel : panels) {
+    units = std::max(units, panel.first_unit + panel.columns);
+    TORCH_CHECK((panel.first_tile + panel.tiles) * 32 <= y.size(1), "dequantise: y is too narrow");
   }
+  TORCH_CHECK(y.dim() == 2 && y.size(0) % 32 == 0 && first >= 0 && first + work.units <= units, "dequantise: y has more rows than the weights");
+  check(exltui::dequantise(work, c10::cuda::getCurrentCUDAStream().stream()), "dequantise");
 }
 
 Tensor embed(const Tensor& tokens, const Tensor& table, double scale) {
@@ -327,9 +321,10 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   TORCH_CHECK(!sinks.has_value() || sinks->numel() == work.h, "attend: sinks must be f32 [h]");
   work.sinks = floats(sinks, "attend", "sinks");
   const int units = work.t * work.g * ((work.h / work.g + 7) / 8);
-  // A multiprocessor has room for two blocks, of wide heads for one; a split is two tiles of 16 tokens a warp, 256 tokens.
+  // A multiprocessor has room for two blocks, of wide heads for one; a split is a tile of 16 tokens a warp at least, 128 tokens.
   const int blocks = device.multiprocessors * (work.d <= 128 ? 2 : 1);
-  work.splits = std::clamp((blocks + units - 1) / units, 1, std::min(64, work.table_width));
+  work.splits = std::clamp((blocks + units - 1) / units, 1, std::min(64, 2 * work.table_width));
+  work.least = 8;  // one a warp
   work.scale = static_cast<float>(scale), work.softcap = static_cast<float>(softcap), work.window = static_cast<int>(window);
   const Tensor y = at::empty({work.t, int64_t{work.h} * work.d}, q.options());
   work.y = halves(y);
@@ -339,18 +334,6 @@ Tensor attend_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   work.partials = static_cast<float*>(workspace.partials.data_ptr());
   work.counters = static_cast<int*>(workspace.counters.data_ptr());
   check(exltui::attend_decode(work, stream.stream(), device.overlap), "attend");
-  return y;
-}
-
-Tensor gather_pages(const Tensor& codes, const OptionalTensor& scales, int64_t bits, const Tensor& page_table, int64_t length, int64_t d) {
-  const c10::cuda::CUDAGuard guard(codes.device());
-  check_int(page_table, "gather_pages", "page_table");
-  TORCH_CHECK(page_table.numel() * exltui::kPageTokens >= length, "gather_pages: ", page_table.numel(), " pages hold less than ", length, " tokens");
-  const int g = static_cast<int>(codes.size(2));
-  const Tensor y = at::empty({length, g, d}, codes.options().dtype(at::kHalf));
-  const exltui::GatherPages work{codes.data_ptr(), halves(scales), static_cast<int>(bits), static_cast<const int*>(page_table.data_ptr()),
-                                 halves(y), static_cast<int>(length), g, static_cast<int>(d)};
-  if (length > 0) check(exltui::gather_pages(work, c10::cuda::getCurrentCUDAStream().stream()), "gather_pages");
   return y;
 }
 
@@ -409,7 +392,7 @@ TORCH_LIBRARY(exltui_cuda, m) {
   m.def(
       "linear_small(Tensor x, Tensor[] words, Tensor[] scales, int[] fields, Tensor? order, Tensor? places, Tensor? norm, Tensor? bias, "
       "Tensor? bias_up, Tensor? residual, float[] scalars, int activation, bool gated, int n, bool logits) -> Tensor");
-  m.def("dequantise(Tensor(a!) y, Tensor[] words, Tensor[] scales, int[] fields, int first, int columns) -> ()");
+  m.def("dequantise(Tensor(a!) y, Tensor[] words, Tensor[] scales, int[] fields, int first) -> ()");
   m.def("norm_rows(Tensor x, Tensor? weight, Tensor? bias, Tensor? order, float eps, float offset, int norm) -> Tensor");
   m.def("embed(Tensor tokens, Tensor table, float scale) -> Tensor");
   m.def("gate_up(Tensor x, int activation, bool alone) -> Tensor");
@@ -419,7 +402,6 @@ TORCH_LIBRARY(exltui_cuda, m) {
   m.def(
       "attend_decode(Tensor q, Tensor k, Tensor v, Tensor? k_scale, Tensor? v_scale, int[] bits, Tensor query_start, Tensor lengths, "
       "Tensor page_table, float scale, float softcap, int window, Tensor? sinks) -> Tensor");
-  m.def("gather_pages(Tensor codes, Tensor? scales, int bits, Tensor page_table, int length, int d) -> Tensor");
   m.def("repack(Tensor source, int bits) -> Tensor");
   m.def("sample(Tensor logits, Tensor params, Tensor points, Tensor? lengths, Tensor(a!) drawn, Tensor(b!)? tokens) -> ()");
 }
@@ -432,7 +414,6 @@ TORCH_LIBRARY_IMPL(exltui_cuda, CUDA, m) {
   m.impl("gate_up", &gate_up);
   m.impl("rope_store", &rope_store);
   m.impl("attend_decode", &attend_decode);
-  m.impl("gather_pages", &gather_pages);
   m.impl("repack", &repack);
   m.impl("sample", &sample);
 }

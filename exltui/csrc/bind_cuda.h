@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <map>
@@ -37,5 +38,16 @@ inline const Limits& limits_of(const Tensor& x) {
   device.overlap = major >= 9;
   return known.emplace(index, device).first->second;
 }
+
+inline void check_half(const Tensor& x, const char* op, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kHalf && x.is_contiguous(), op, ": ", name, " must be a contiguous f16 tensor on a GPU");
+}
+
+inline void check_int(const Tensor& x, const char* op, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kInt && x.is_contiguous(), op, ": ", name, " must be a contiguous i32 tensor on a GPU");
+}
+
+inline __half* halves(const Tensor& x) { return static_cast<__half*>(x.data_ptr()); }
+inline __half* halves(const OptionalTensor& x) { return x.has_value() ? halves(*x) : nullptr; }
 
 }  // namespace exltui::bind

@@ -44,6 +44,17 @@ __device__ __forceinline__ T shuffle(T value, int lane) {
 #endif
 }
 
+// Whether it holds in any lane.
+__device__ __forceinline__ bool any_lane(bool holds) {
+#if defined(__HIP_PLATFORM_AMD__)
+  int found = holds;
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) found |= __shfl_xor(found, mask, kWarp);
+  return found != 0;
+#else
+  return __any_sync(kAllLanes, holds);
+#endif
+}
+
 __device__ __forceinline__ void sync_warp() {
 #if defined(__HIP_PLATFORM_AMD__)
   __builtin_amdgcn_wave_barrier();
@@ -75,6 +86,17 @@ __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int mask = kWarp / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
   return value;
+}
+
+// 2^x to 22 bits in one instruction; results below the normal range are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+#if EXLTUI_PTX
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
 }
 
 // ---- half pairs as 32-bit registers
@@ -159,6 +181,16 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
 #else
   *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(global);
+#endif
+}
+
+// The same, or without `there` zeros; `global` must be readable all the same.
+__device__ __forceinline__ void copy_16_or_zeros(void* shared, const void* global, bool there) {
+#if EXLTUI_PTX && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(global), "r"(there ? 16 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(shared) = there ? *reinterpret_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
 #endif
 }
 

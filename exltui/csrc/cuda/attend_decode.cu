@@ -10,143 +10,16 @@
 // need no rotation of keys, and the sum over values is rotated back once at the end.
 //
 // What bounds it: reading the pages once; at 4k context and 8 KV heads one layer's pages are 16.8 MB (16 bits).
-#include "numbers.cuh"
+#include "cached_tiles.cuh"
 
 namespace exltui {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kTile = 16;     // tokens of a product
 constexpr int kColumns = 8;   // query heads of a product
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kHidden = -1e30f;  // a score that no key has: finite, so that differences of two stay finite
-
-// ---- one lane's share of a tile of keys: eight dimensions of each block of 32, of tokens row and row + 8
-
-template <int kBits, int kBlocks>
-struct Keys {
-  static constexpr int kWords = kBits / 4;  // registers for eight values
-  uint32_t codes[kBlocks][2][kWords];
-  __half scales[kBlocks][2];  // unused at 16 bits
-
-  __device__ __forceinline__ void load(const Pages& pages, size_t token_row, int stride_rows, int row, int pair, int first, int count) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = row + 8 * half;
-      const bool there = token >= first && token < count;
-      const size_t at = token_row + static_cast<size_t>(token) * stride_rows;
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) codes[block][half][i] = 0;
-        scales[block][half] = __float2half_rn(0.0f);
-        if (!there) continue;
-        const uint32_t* source =
-            reinterpret_cast<const uint32_t*>(pages.k) + at * (kBlocks * 32 * kBits / 32) + block * kBits + pair * kWords;
-        if constexpr (kWords == 4) {
-          const uint4 v = *reinterpret_cast<const uint4*>(source);
-          codes[block][half][0] = v.x, codes[block][half][1] = v.y, codes[block][half][2] = v.z, codes[block][half][3] = v.w;
-        } else if constexpr (kWords == 2) {
-          const uint2 v = *reinterpret_cast<const uint2*>(source);
-          codes[block][half][0] = v.x, codes[block][half][1] = v.y;
-        } else {
-          codes[block][half][0] = *source;
-        }
-        if constexpr (kBits != 16) scales[block][half] = pages.k_scale[at * kBlocks + block];
-      }
-    }
-  }
-
-  // Eight values as four pairs along the dimension: (2i, 2i + 1), at 4 bits (i, i + 4).
-  __device__ __forceinline__ void pairs(int block, int half, uint32_t (&out)[4]) const {
-    const uint32_t(&w)[kWords] = codes[block][half];
-    if constexpr (kBits == 16) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = w[i];
-    } else if constexpr (kBits == 8) {
-      const __half2 zero = __float2half2_rn(-1152.0f);  // 1024 of the exponent, 128 of the code
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        out[2 * i] = as_bits(__hadd2(as_half2(__byte_perm(w[i], 0x64646464u, 0x4140)), zero));
-        out[2 * i + 1] = as_bits(__hadd2(as_half2(__byte_perm(w[i], 0x64646464u, 0x4342)), zero));
-      }
-    } else {
-      out[0] = pair_at<4, 0>(w[0]);
-      out[1] = pair_at<4, 4>(w[0]);
-      out[2] = pair_at<4, 0>(w[0] >> 8);
-      out[3] = pair_at<4, 4>(w[0] >> 8);
-    }
-  }
-};
-
-// ---- one lane's share of a tile of values: eight dimensions of each run of 64, of tokens 2 pair, 2 pair + 1, and eight further on
-
-template <int kBits, int kRuns>
-struct Values {
-  static constexpr int kWords = kBits / 4;
-  uint32_t codes[kRuns][4][kWords];
-  __half scales[kRuns][4];
-
-  __device__ __forceinline__ void load(const Pages& pages, size_t token_row, int stride_rows, int row, int pair, int first, int count) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int token = 2 * pair + (i & 1) + 8 * (i >> 1);
-      const bool there = token >= first && token < count;
-      const size_t at = token_row + static_cast<size_t>(token) * stride_rows;
-#pragma unroll
-      for (int run = 0; run < kRuns; ++run) {
-#pragma unroll
-        for (int j = 0; j < kWords; ++j) codes[run][i][j] = 0;
-        scales[run][i] = __float2half_rn(0.0f);
-        if (!there) continue;  // memory that no token has written may hold anything, and 0 * NaN is NaN
-        const uint32_t* source =
-            reinterpret_cast<const uint32_t*>(pages.v) + at * (kRuns * 64 * kBits / 32) + run * 2 * kBits + row * kWords;
-        if constexpr (kWords == 4) {
-          const uint4 v = *reinterpret_cast<const uint4*>(source);
-          codes[run][i][0] = v.x, codes[run][i][1] = v.y, codes[run][i][2] = v.z, codes[run][i][3] = v.w;
-        } else if constexpr (kWords == 2) {
-          const uint2 v = *reinterpret_cast<const uint2*>(source);
-          codes[run][i][0] = v.x, codes[run][i][1] = v.y;
-        } else {
-          codes[run][i][0] = *source;
-        }
-        if constexpr (kBits != 16) scales[run][i] = pages.v_scale[at * (kRuns * 2) + run * 2 + row / 4];
-      }
-    }
-  }
-
-  // Dimension `e` of tokens i and i + 1 as a pair, for all eight e.
-  __device__ __forceinline__ void pairs(int run, int i, uint32_t (&out)[8]) const {
-    const uint32_t(&a)[kWords] = codes[run][i];
-    const uint32_t(&b)[kWords] = codes[run][i + 1];
-    if constexpr (kBits == 16) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        out[2 * j] = low_halves(a[j], b[j]);
-        out[2 * j + 1] = high_halves(a[j], b[j]);
-      }
-      return;
-    } else if constexpr (kBits == 8) {
-      const __half2 zero = __float2half2_rn(-1152.0f);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const uint32_t low = low_halves(a[j], b[j]), high = high_halves(a[j], b[j]);
-        out[4 * j] = as_bits(__hadd2(as_half2(and_or<0x00ff00ffu, 0x64006400u>(low)), zero));
-        out[4 * j + 1] = as_bits(__hadd2(as_half2(and_or<0x00ff00ffu, 0x64006400u>(low >> 8)), zero));
-        out[4 * j + 2] = as_bits(__hadd2(as_half2(and_or<0x00ff00ffu, 0x64006400u>(high)), zero));
-        out[4 * j + 3] = as_bits(__hadd2(as_half2(and_or<0x00ff00ffu, 0x64006400u>(high >> 8)), zero));
-      }
-    } else {
-      const uint32_t low = low_halves(a[0], b[0]), high = high_halves(a[0], b[0]);
-      out[0] = pair_at<4, 0>(low), out[1] = pair_at<4, 4>(low), out[2] = pair_at<4, 0>(low >> 8), out[3] = pair_at<4, 4>(low >> 8);
-      out[4] = pair_at<4, 0>(high), out[5] = pair_at<4, 4>(high), out[6] = pair_at<4, 0>(high >> 8), out[7] = pair_at<4, 4>(high >> 8);
-    }
-    const __half2 scale = __halves2half2(scales[run][i], scales[run][i + 1]);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) out[e] = as_bits(__hmul2(as_half2(out[e]), scale));
-  }
-};
 
 // The Walsh-Hadamard transform of 64 values, even and odd places apart: a lane holds places 2l and 2l + 1.
 __device__ __forceinline__ float2 rotate_run(float2 pair, int lane) {
@@ -167,6 +40,7 @@ struct Place {
   int tiles_from;   // this warp's tiles
   int tiles_to;
   int splits;       // blocks that have work for this (token, head)
+  int written;      // tokens that were in the pages before this step
 };
 
 __device__ __forceinline__ Place find_place(const AttendDecode& work, int token, int split, int warp) {
@@ -175,9 +49,10 @@ __device__ __forceinline__ Place find_place(const AttendDecode& work, int token,
   while (sequence + 1 < work.b && work.query_start[sequence + 1] <= token) ++sequence;
   place.sequence = sequence;
   place.length = work.lengths[sequence] - (work.query_start[sequence + 1] - 1 - token);
+  place.written = work.lengths[sequence] - (work.query_start[sequence + 1] - work.query_start[sequence]);
   place.first = work.window > 0 ? max(0, place.length - work.window) : 0;
   const int begin = place.first / kTile, end = (place.length + kTile - 1) / kTile, tiles = max(end - begin, 1);
-  const int each = max((tiles + work.splits - 1) / work.splits, 2 * kWarps);  // two tiles a warp pay for a merge
+  const int each = max((tiles + work.splits - 1) / work.splits, work.least);
   place.splits = (tiles + each - 1) / each;
   const int from = begin + split * each, to = min(from + each, end), part = (to - from + kWarps - 1) / kWarps;
   place.tiles_from = min(from + warp * part, to);
@@ -236,9 +111,34 @@ struct Running {
   float weight[2];
 };
 
+// One warp's tile of keys and values, on its way into registers.
 template <int kDim, int kKeyBits, int kValueBits>
-__device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Shared<kDim>& shared, const Place& place, int kv_head,
-                                             Running<kDim>& running) {
+struct Tile {
+  Keys<kKeyBits, kDim / 32> keys;
+  Values<kValueBits, kDim / 64> values;
+  const int* table;  // the sequence's pages
+  int kv_head;
+
+  __device__ __forceinline__ size_t row_of(const AttendDecode& work, int tile) const {
+    const size_t slot = static_cast<size_t>(table[tile * kTile / kPageTokens]) * kPageTokens + tile * kTile % kPageTokens;
+    return slot * work.g + kv_head;
+  }
+
+  __device__ __forceinline__ void load_keys(const AttendDecode& work, const Place& place, int tile) {
+    const int lane = threadIdx.x % kWarp;
+    keys.load(work.pages, row_of(work, tile), work.g, lane / 4, lane % 4, place.first - tile * kTile, place.length - tile * kTile);
+  }
+
+  __device__ __forceinline__ void load_values(const AttendDecode& work, const Place& place, int tile) {
+    const int lane = threadIdx.x % kWarp;
+    values.load(work.pages, row_of(work, tile), work.g, lane / 4, lane % 4, place.first - tile * kTile, place.length - tile * kTile);
+  }
+};
+
+// The warp's tiles, of which the first is loaded.
+template <int kDim, int kKeyBits, int kValueBits>
+__device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Shared<kDim>& shared, const Place& place,
+                                             Tile<kDim, kKeyBits, kValueBits>& loaded, Running<kDim>& running) {
   constexpr int kBlocks = kDim / 32, kRuns = kDim / 64;
   const int lane = threadIdx.x % kWarp, row = lane / 4, pair = lane % 4;
   uint32_t q[kBlocks][4];
@@ -256,19 +156,10 @@ __device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Sha
       for (int i = 0; i < 4; ++i) q[block][i] = w[i];
     }
   }
-  const int* table = work.page_table + static_cast<size_t>(place.sequence) * work.table_width;
-  const auto row_of = [&](int tile) {
-    const size_t slot = static_cast<size_t>(table[tile * kTile / kPageTokens]) * kPageTokens + tile * kTile % kPageTokens;
-    return slot * work.g + kv_head;
-  };
   const float key_factor = kKeyBits == 16 ? work.scale : work.scale / 32.0f;
-  Keys<kKeyBits, kBlocks> keys;
-  Values<kValueBits, kRuns> values;
-  int tile = place.tiles_from;
-  if (tile < place.tiles_to) keys.load(work.pages, row_of(tile), work.g, row, pair, place.first - tile * kTile, place.length - tile * kTile);
-  for (; tile < place.tiles_to; ++tile) {
+  const auto& [keys, values, table, kv_head] = loaded;
+  for (int tile = place.tiles_from; tile < place.tiles_to; ++tile) {
     const int first = place.first - tile * kTile, count = place.length - tile * kTile;
-    values.load(work.pages, row_of(tile), work.g, row, pair, first, count);
     float scores[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -287,9 +178,7 @@ __device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Sha
         for (int i = 0; i < 4; ++i) scores[i] += scale[i / 2] * sums[i];
       }
     }
-    if (tile + 1 < place.tiles_to) {
-      keys.load(work.pages, row_of(tile + 1), work.g, row, pair, first - kTile, count - kTile);
-    }
+    if (tile + 1 < place.tiles_to) loaded.load_keys(work, place, tile + 1);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = row + 8 * (i / 2);
@@ -326,6 +215,7 @@ __device__ __forceinline__ void attend_tiles(const AttendDecode& work, const Sha
         multiply_16x8x16(running.value[run * 4 + m], {near[2 * m], near[2 * m + 1], far[2 * m], far[2 * m + 1]}, p0, p1);
       }
     }
+    if (tile + 1 < place.tiles_to) loaded.load_values(work, place, tile + 1);
   }
 }
 
@@ -410,15 +300,22 @@ __device__ __forceinline__ bool merge_splits(const AttendDecode& work, Shared<kD
   weight = warp_sum(weight);
   if (lane == 0) shared.weight[0][column] = weight, shared.largest[0][column] = largest;
   __syncthreads();
-  for (int at = threadIdx.x; at < heads * kQuads; at += kThreads) {
+  const int items = heads * kQuads, parts = min(max(kThreads / items, 1), kWarps);  // few heads: several threads a sum
+  for (int at = threadIdx.x; at < items * parts; at += kThreads) {
+    const int part = at / items, item = at % items;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8
-    for (int s = 0; s < splits; ++s) {
-      const float4 part = load_shared_by_blocks(sums + s * kColumns * kQuads + at);
-      const float share = shared.share[at / kQuads][s];
-      sum.x += share * part.x, sum.y += share * part.y, sum.z += share * part.z, sum.w += share * part.w;
+    for (int s = part; s < splits; s += parts) {
+      const float4 own_sum = load_shared_by_blocks(sums + s * kColumns * kQuads + item);
+      const float share = shared.share[item / kQuads][s];
+      sum.x += share * own_sum.x, sum.y += share * own_sum.y, sum.z += share * own_sum.z, sum.w += share * own_sum.w;
     }
-    reinterpret_cast<float4*>(shared.sums[0])[at] = sum;
+    reinterpret_cast<float4*>(shared.sums[part])[item] = sum;
+  }
+  __syncthreads();
+  for (int at = threadIdx.x; at < items * 4; at += kThreads) {
+    float* first = reinterpret_cast<float*>(shared.sums[0]) + at;
+    for (int part = 1; part < parts; ++part) *first += reinterpret_cast<const float*>(shared.sums[part])[at];
   }
   if (threadIdx.x == 0) work.counters[unit] = 0;
   return true;
@@ -435,7 +332,18 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_decode_k
   const int head = kv_head * heads_of_kv + chunk * kColumns, heads = min(heads_of_kv - chunk * kColumns, kColumns);
   const Place place = find_place(work, token, split, warp);
   if (split >= place.splits) return;
+  Tile<kDim, kKeyBits, kValueBits> loaded;
+  loaded.table = work.page_table + static_cast<size_t>(place.sequence) * work.table_width;
+  loaded.kv_head = kv_head;
+  const auto load = [&] {
+    loaded.load_keys(work, place, place.tiles_from);
+    loaded.load_values(work, place, place.tiles_from);
+  };
+  // The kernel before stores the step's own keys and values; those of earlier steps are there.
+  const bool some = place.tiles_from < place.tiles_to, early = some && (place.tiles_from + 1) * kTile <= place.written;
+  if (early) load();
   wait_for_previous();
+  if (some && !early) load();
   stage_q<kDim, kKeyBits>(work, shared, token, head, heads, warp, lane);
   __syncthreads();
   Running<kDim> running;
@@ -446,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1) attend_decode_k
   }
   running.largest[0] = running.largest[1] = kHidden;
   running.weight[0] = running.weight[1] = 0.0f;
-  attend_tiles<kDim, kKeyBits, kValueBits>(work, shared, place, kv_head, running);
+  attend_tiles<kDim, kKeyBits, kValueBits>(work, shared, place, loaded, running);
   merge_warps<kDim>(shared, running, heads);
   if (place.splits > 1 && !merge_splits<kDim>(work, shared, token * gridDim.y + blockIdx.y, split, place.splits, heads)) return;
   __syncthreads();

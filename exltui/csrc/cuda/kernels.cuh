@@ -118,14 +118,15 @@ struct LinearMixed : Product {
 bool plan_linear_mixed(LinearMixed& work, int multiprocessors, int shared_bytes);
 cudaError_t linear_mixed(const LinearMixed& work, cudaStream_t stream, bool overlap);
 
-// ---- dequantise: a low-bit panel back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
+// ---- dequantise: low-bit panels back to fp16 rows in stored k order, each value RN16(code * scale): bit-exact with the reference
 
 struct Dequantise {
-  Panel panel;
-  __half* y;  // [n, k_padded]; the panel fills columns first_tile * 32 on, rows first_unit * 32 on
+  Panel panels[kMaxPanels];  // of one or several matrices; an out-feature's row is its place in first_unit's order
+  int panel_count;
+  __half* y;  // [units * 32, k_padded]
   int k_padded;
-  int first_column;  // columns of the panel to take, from this one on
-  int columns;
+  int first;  // of all units of 32 out-features, the first that y takes
+  int units;
 };
 cudaError_t dequantise(const Dequantise& work, cudaStream_t stream);
 
@@ -187,11 +188,26 @@ struct AttendDecode {
   int* counters;            // [t, g], zero before and after
   int t, b, h, g, d;
   int splits;               // blocks that share one (token, KV head)
+  int least;                // tiles of 16 tokens that a block takes at least, if there are as many
   const float* sinks;       // [h] scores of a key that has no value, or null
   float scale, softcap;
   int window;               // 0: all; else the last `window` tokens, the query's own among them
 };
 cudaError_t attend_decode(const AttendDecode& work, cudaStream_t stream, bool overlap);
+
+// ---- attention of many query tokens, the last `rows` of one sequence, over fp16 keys and values
+
+struct AttendPrefill {
+  const __half* q;          // [rows, h, d]
+  const __half* k;          // [.., 256, g, d] pages, or with no page table [length, g, d]
+  const __half* v;
+  const int* page_table;    // [pages of the sequence] or null
+  __half* y;                // [rows, h, d]
+  int rows, length, h, g, d;
+  float scale, softcap;
+  int window;               // 0: all; else the last `window` tokens, the query's own among them
+};
+cudaError_t attend_prefill(const AttendPrefill& work, cudaStream_t stream);
 
 // ---- rows of a sequence's K or V as fp16, in order, un-rotated (prefill attention)
 

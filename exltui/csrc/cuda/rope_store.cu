@@ -1,9 +1,9 @@
 // Row rope_store: norm of each head of q and k, rotation to the token's position, k and v into the cache, q out.
 //
-// One warp a (token, head); the head's row passes through shared memory in fp32, so that pairs of any RoPE layout meet. Bound by the
-// latency of one launch: a token of an 8B model is 12 KB. Quantised caches follow formats' KV codec bit for bit: a Walsh-Hadamard
-// transform over bits 1-5 of the index within 64 values (a lane holds values 2l and 2l + 1, so the butterflies are shuffles), each
-// butterfly rounded to fp16, then one scale for 32 values and 8- or 4-bit codes.
+// One warp a (token, head), of many tokens several heads one after the other; the head's row passes through shared memory in fp32, so
+// that pairs of any RoPE layout meet. Bound by the latency of one launch: a token of an 8B model is 12 KB. Quantised caches follow
+// formats' KV codec bit for bit: a Walsh-Hadamard transform over bits 1-5 of the index within 64 values (a lane holds values 2l and
+// 2l + 1, so the butterflies are shuffles), each butterfly rounded to fp16, then one scale for 32 values and 8- or 4-bit codes.
 #include "numbers.cuh"
 
 namespace exltui {
@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kMaxHead = 256;
+constexpr int kManyTokens = 64;
 
 __device__ __forceinline__ uint32_t butterflies(uint32_t pair, int lane) {
 #pragma unroll
@@ -53,25 +54,17 @@ __device__ __forceinline__ void store_row(const float* row, int d, int bits, voi
   }
 }
 
-__global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAMETER RopeStore work) {
-  __shared__ __align__(16) float rows[kWarps][kMaxHead];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int head = blockIdx.x * kWarps + warp, token = blockIdx.y, heads = work.h + 2 * work.g, d = work.d;
-  let_next_start();
-  if (head >= heads) return;
-  float* row = rows[warp];
+// The angles of a token, a few in each lane.
+struct Angles {
+  float cosine[kMaxHead / 2 / kWarp], sine[kMaxHead / 2 / kWarp];
+};
+
+// One head of one token, through the warp's `row`.
+__device__ __forceinline__ void store_head(const RopeStore& work, float* row, const Angles& angles, int token, int slot, int head, int lane) {
+  const int heads = work.h + 2 * work.g, d = work.d, half = work.d_rot / 2;
   const __half* source = work.qkv + (static_cast<size_t>(token) * heads + head) * d;
-  const bool is_q = head < work.h, is_v = head >= work.h + work.g, turns = !is_v && work.cosine != nullptr;
+  const bool is_q = head < work.h, is_v = head >= work.h + work.g;
   const float* norm = is_q ? work.q_norm : work.k_norm;
-  const int half = work.d_rot / 2, slot = work.slots[token];
-  float cosine[kMaxHead / 2 / kWarp], sine[kMaxHead / 2 / kWarp];  // on their way before qkv is there
-#pragma unroll
-  for (int i = 0; i < kMaxHead / 2 / kWarp; ++i) {
-    if (!turns || i * kWarp + lane >= half) continue;
-    const size_t angle = static_cast<size_t>(work.positions[token]) * half + i * kWarp + lane;
-    cosine[i] = work.cosine[angle], sine[i] = work.sine[angle];
-  }
-  wait_for_previous();
   float squares = 0.0f;
   for (int i = lane; i < d; i += kWarp) {
     const float value = __half2float(source[i]);
@@ -83,15 +76,15 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAM
     for (int i = lane; i < d; i += kWarp) row[i] *= factor * (norm[i] + work.norm_offset);
   }
   sync_warp();
-  if (turns) {
+  if (!is_v && work.cosine != nullptr) {
 #pragma unroll
     for (int i = 0; i < kMaxHead / 2 / kWarp; ++i) {
       const int at = i * kWarp + lane;
       if (at >= half) continue;
       const int left = work.interleaved ? 2 * at : at, right = work.interleaved ? 2 * at + 1 : at + half;
       const float x = row[left], y = row[right];
-      row[left] = x * cosine[i] - y * sine[i];
-      row[right] = y * cosine[i] + x * sine[i];
+      row[left] = x * angles.cosine[i] - y * angles.sine[i];
+      row[right] = y * angles.cosine[i] + x * angles.sine[i];
     }
     sync_warp();
   }
@@ -107,6 +100,26 @@ __global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAM
     store_row(row, d, pages.v_bits, pages.v, pages.v_scale, at, lane);
   } else {
     store_row(row, d, pages.k_bits, pages.k, pages.k_scale, at, lane);
+  }
+}
+
+__global__ void __launch_bounds__(kWarps * kWarp) rope_store_kernel(EXLTUI_PARAMETER RopeStore work) {
+  __shared__ __align__(16) float rows[kWarps][kMaxHead];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, token = blockIdx.y, half = work.d_rot / 2;
+  const int first = blockIdx.x * kWarps + warp;
+  let_next_start();
+  const int slot = work.slots[token];
+  Angles angles;  // on their way before qkv is there
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 2 / kWarp; ++i) {
+    if (work.cosine == nullptr || first >= work.h + work.g || i * kWarp + lane >= half) continue;
+    const size_t angle = static_cast<size_t>(work.positions[token]) * half + i * kWarp + lane;
+    angles.cosine[i] = work.cosine[angle], angles.sine[i] = work.sine[angle];
+  }
+  wait_for_previous();
+  for (int head = first; head < work.h + 2 * work.g; head += gridDim.x * kWarps) {
+    store_head(work, rows[warp], angles, token, slot, head, lane);
+    sync_warp();
   }
 }
 
@@ -144,7 +157,8 @@ __global__ void __launch_bounds__(kWarps * kWarp) gather_pages_kernel(EXLTUI_PAR
 
 cudaError_t rope_store(const RopeStore& work, cudaStream_t stream, bool overlap) {
   if (work.d > kMaxHead || work.t == 0) return work.t == 0 ? cudaSuccess : cudaErrorInvalidValue;
-  const dim3 grid((work.h + 2 * work.g + kWarps - 1) / kWarps, work.t);
+  const int each = work.t < kManyTokens ? kWarps : 4 * kWarps;  // heads of a block: many tokens fill the chip, and share their angles
+  const dim3 grid((work.h + 2 * work.g + each - 1) / each, work.t);
   return start(rope_store_kernel, Launch{grid, dim3(kWarps * kWarp), 0, stream, overlap}, work);
 }
 

@@ -42,10 +42,6 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER No
   const float count = static_cast<float>(work.k);
   const int pieces = work.k % 8 == 0 ? work.k / 8 : 0;  // rows of 16-byte pieces
   float sum = 0.0f;                                     // of squares, for kLayer of values
-  const auto take = [&](int i, float value) {
-    sum += kNorm == RowNorm::kRms ? value * value : value;
-    return kNorm == RowNorm::kRms ? value * (work.weight[i] + work.offset) : value;
-  };
   for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
     const uint4 raw = reinterpret_cast<const uint4*>(x)[piece];
     if constexpr (kNorm == RowNorm::kNone) {
@@ -55,8 +51,16 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER No
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
         const float2 low = __half22float2(as_half2(pairs[2 * p])), high = __half22float2(as_half2(pairs[2 * p + 1]));
-        const int at = piece * 8 + 4 * p;
-        reinterpret_cast<float4*>(row)[2 * piece + p] = make_float4(take(at, low.x), take(at + 1, low.y), take(at + 2, high.x), take(at + 3, high.y));
+        float4 values = make_float4(low.x, low.y, high.x, high.y);
+        if constexpr (kNorm == RowNorm::kRms) {
+          const float4 factors = reinterpret_cast<const float4*>(work.weight)[2 * piece + p];
+          sum += values.x * values.x + values.y * values.y + values.z * values.z + values.w * values.w;
+          values.x *= factors.x + work.offset, values.y *= factors.y + work.offset;
+          values.z *= factors.z + work.offset, values.w *= factors.w + work.offset;
+        } else {
+          sum += values.x + values.y + values.z + values.w;
+        }
+        reinterpret_cast<float4*>(row)[2 * piece + p] = values;
       }
     }
   }
@@ -64,7 +68,9 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(EXLTUI_PARAMETER No
     if constexpr (kNorm == RowNorm::kNone) {
       halves[i] = x[i];
     } else {
-      row[i] = take(i, __half2float(x[i]));
+      const float value = __half2float(x[i]);
+      sum += kNorm == RowNorm::kRms ? value * value : value;
+      row[i] = kNorm == RowNorm::kRms ? value * (work.weight[i] + work.offset) : value;
     }
   }
   float mean = 0.0f, factor = 1.0f;
@@ -116,11 +122,16 @@ __global__ void __launch_bounds__(kThreads) gate_up_kernel(EXLTUI_PARAMETER Gate
   store_16(work.y + static_cast<size_t>(row) * work.m + i, make_uint4(out[0], out[1], out[2], out[3]));
 }
 
+// Columns of `panel` that are wanted: [x, y).
+__host__ __device__ __forceinline__ int2 wanted_columns(const Dequantise& work, const Panel& panel) {
+  const int from = work.first - panel.first_unit, to = from + work.units;
+  return make_int2(from > 0 ? from : 0, to < panel.columns ? to : panel.columns);
+}
+
 // One warp a tile of 32 x 32; a lane writes eight neighbouring values of four rows. RN16(RN16-exact code * scale), as the format says.
 template <int kBits, bool kZeros>
-__device__ __forceinline__ void dequantise_tile(const Dequantise& work, int tile_index, int lane) {
-  const Panel& panel = work.panel;
-  const int row = lane / 4, pair = lane % 4, column = tile_index / panel.tiles - work.first_column, tile = tile_index % panel.tiles;
+__device__ __forceinline__ void dequantise_tile(const Dequantise& work, const Panel& panel, int tile_index, int lane) {
+  const int row = lane / 4, pair = lane % 4, unit = panel.first_unit + tile_index / panel.tiles - work.first, tile = tile_index % panel.tiles;
   uint32_t w[kBits], a[16];
   load_tile<kBits>(panel.words + static_cast<size_t>(tile_index) * kBits * kWarp, lane, w);
   unpack<kBits>(w, a);
@@ -131,7 +142,7 @@ __device__ __forceinline__ void dequantise_tile(const Dequantise& work, int tile
     scale[i] = s[i];
     zero[i] = kZeros ? s[4 + i] : __float2half_rn(0.0f);
   }
-  __half* y = work.y + (static_cast<size_t>(column) * 32 + row) * work.k_padded + (panel.first_tile + tile) * 32 + pair * 8;
+  __half* y = work.y + (static_cast<size_t>(unit) * 32 + row) * work.k_padded + (panel.first_tile + tile) * 32 + pair * 8;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {  // out-features row + 8 i: pairs 8 (i / 2) + 4 s + 2 half + i % 2
     uint32_t out[4];
@@ -145,18 +156,25 @@ __device__ __forceinline__ void dequantise_tile(const Dequantise& work, int tile
 }
 
 __global__ void __launch_bounds__(kThreads) dequantise_kernel(EXLTUI_PARAMETER Dequantise work) {
-  const int lane = threadIdx.x % kWarp, from = work.first_column * work.panel.tiles;
-  const int tile = from + (blockIdx.x * kThreads + threadIdx.x) / kWarp;
-  if (tile >= from + work.columns * work.panel.tiles) return;
-  switch (work.panel.bits) {
-    case 2: dequantise_tile<2, false>(work, tile, lane); break;
-    case 3: dequantise_tile<3, false>(work, tile, lane); break;
-    case 4: dequantise_tile<4, false>(work, tile, lane); break;
-    case 5: dequantise_tile<5, false>(work, tile, lane); break;
-    case 6: dequantise_tile<6, false>(work, tile, lane); break;
-    case 8: dequantise_tile<8, false>(work, tile, lane); break;
-    case kGptqBits: dequantise_tile<4, true>(work, tile, lane); break;
-    default: break;  // plain rows are used as they are
+  const int lane = threadIdx.x % kWarp;
+  int index = (blockIdx.x * kThreads + threadIdx.x) / kWarp;  // of all wanted tiles of all panels
+  for (int p = 0; p < work.panel_count; ++p) {
+    const Panel& panel = work.panels[p];
+    const int2 columns = wanted_columns(work, panel);
+    const int tiles = max(columns.y - columns.x, 0) * panel.tiles, tile = columns.x * panel.tiles + index;
+    index -= tiles;
+    if (index >= 0) continue;
+    switch (panel.bits) {
+      case 2: dequantise_tile<2, false>(work, panel, tile, lane); break;
+      case 3: dequantise_tile<3, false>(work, panel, tile, lane); break;
+      case 4: dequantise_tile<4, false>(work, panel, tile, lane); break;
+      case 5: dequantise_tile<5, false>(work, panel, tile, lane); break;
+      case 6: dequantise_tile<6, false>(work, panel, tile, lane); break;
+      case 8: dequantise_tile<8, false>(work, panel, tile, lane); break;
+      case kGptqBits: dequantise_tile<4, true>(work, panel, tile, lane); break;
+      default: break;  // plain rows are used as they are
+    }
+    return;
   }
 }
 
@@ -184,7 +202,13 @@ cudaError_t gate_up(const GateUp& work, cudaStream_t stream) {
 }
 
 cudaError_t dequantise(const Dequantise& work, cudaStream_t stream) {
-  const int warps = kThreads / kWarp, tiles = work.panel.tiles * work.columns;
+  int tiles = 0;
+  for (int p = 0; p < work.panel_count; ++p) {
+    const int2 columns = wanted_columns(work, work.panels[p]);
+    if (columns.y > columns.x) tiles += (columns.y - columns.x) * work.panels[p].tiles;
+  }
+  if (tiles == 0) return cudaSuccess;
+  const int warps = kThreads / kWarp;
   return start(dequantise_kernel, Launch{dim3((tiles + warps - 1) / warps), dim3(kThreads), 0, stream, false}, work);
 }
 

@@ -7,7 +7,7 @@ hands calls that its kernels do not cover (M-RoPE, other than f16 activations) t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from exltui.engine.ops import cuda_sample, references
-from exltui.engine.ops.cuda_layout import DENSE_BITS, TILE, Packed, inverse_order
+from exltui.engine.ops.cuda_layout import TILE, Packed, inverse_order
+from exltui.engine.ops.cuda_slabs import SLAB, panels, slabs
 from exltui.engine.ops.references import expect
 from exltui.engine.ops.table import register_native
 from exltui.engine.ops.types import PAGE, Activation, Attention, Batch, CacheLayer, Heads, Norm, Rope, Weight
 
 SMALL_ROWS = 32  # one pass over the packed weights; two passes lose to dequantise + cuBLAS (docs/cuda.md)
 DECODE_ROWS = 8  # query tokens of a sequence that the decode attention takes one by one
-SLAB = 1 << 27  # fp16 values of dequantised weights at a time: 256 MB
 ATTEND_DIMS = (64, 128, 256)
+PREFILL_DIMS = (64, 128)
 ATTEND_BITS = ((16, 16), (8, 8), (8, 4), (4, 4))
 ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3}
 NORMS = {"rms": 1, "layer": 2}
@@ -43,29 +44,6 @@ def enter() -> None:
 
 def _order(weight: Any) -> Tensor | None:
     return weight.order if isinstance(weight, Packed) else None
-
-
-def _columns(weight: Weight) -> int:
-    """Tiles of 32 out-features."""
-    return -(-weight.shape[0] // TILE)
-
-
-def _panels(weights: Sequence[Any], *, gated: bool = False) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    """Words, scales and fields of all panels. Weights lie side by side in the output, or share units as the halves of a gate."""
-    words, scales, fields, unit = [], [], [], 0
-    for index, weight in enumerate(weights):
-        first, part = (0, index) if gated else (unit, 0)
-        if isinstance(weight, Packed):
-            for panel in weight.panels:
-                words.append(panel.words)
-                scales.append(panel.scales)
-                fields += [panel.tag, panel.tiles, panel.columns, panel.group_shift, panel.first_tile, first, part]
-        else:
-            words.append(weight.weight)
-            scales.append(weight.weight)
-            fields += [DENSE_BITS, -(-weight.shape[1] // TILE), _columns(weight), 0, 0, first, part]
-        unit += _columns(weight)
-    return words, scales, fields
 
 
 def _one_launch(weights: Sequence[Any]) -> bool:
@@ -89,7 +67,7 @@ def _product(
     if norm is not None and norm.kind == "layer":
         x, norm = _norm_rows(x, norm, None), None
     gated = activation is not None and len(weights) == 2
-    words, scales, fields = _panels(weights, gated=gated)
+    words, scales, fields = panels(weights, gated=gated)
     order = _order(weights[0])
     return _native.linear_small(
         x.contiguous(),
@@ -133,7 +111,7 @@ def _wide(x: Tensor, norm: Norm | None, weights: Sequence[Any]) -> Tensor:
     out = torch.empty((x.shape[0], sum(w.shape[0] for w in weights)), dtype=x.dtype, device=x.device)
     staged: dict[int, Tensor] = {}  # x by order: weights that read the same input share it as a rule
     at = 0
-    for order, slab in _slabs(weights):
+    for order, slab in slabs(weights):
         key = id(order)
         if key not in staged:
             staged[key] = _norm_rows(x, norm, order)
@@ -141,37 +119,6 @@ def _wide(x: Tensor, norm: Norm | None, weights: Sequence[Any]) -> Tensor:
         at += slab.shape[0]
     bias = _joined_bias(weights)
     return out if bias is None else out.add_(bias)
-
-
-def _slabs(weights: Sequence[Any]) -> Iterator[tuple[Tensor | None, Tensor]]:
-    """The weights as fp16 rows [.., k], with the order of x that they need: neighbours with the same order together, within SLAB."""
-    pieces: list[tuple[Any, int, int]] = []  # weight, first column of tiles, columns
-    for weight in weights:
-        if not isinstance(weight, Packed):
-            yield from _flush(pieces)
-            yield None, weight.weight
-            continue
-        step = max(SLAB // (TILE * weight.k), 1)
-        for first in range(0, _columns(weight), step):
-            piece = (weight, first, min(step, _columns(weight) - first))
-            if pieces and (pieces[0][0].order is not weight.order or sum(p[2] for p in pieces) + piece[2] > step):
-                yield from _flush(pieces)
-            pieces.append(piece)
-    yield from _flush(pieces)
-
-
-def _flush(pieces: list[tuple[Any, int, int]]) -> Iterator[tuple[Tensor | None, Tensor]]:
-    if not pieces:
-        return
-    weight = pieces[0][0]
-    rows = sum(columns for _, _, columns in pieces) * TILE
-    slab = torch.empty((rows, weight.k), dtype=torch.float16, device=weight.panels[0].words.device)
-    at = 0
-    for piece, first, columns in pieces:
-        _native.dequantise(slab[at : at + columns * TILE], *_panels((piece,)), first, columns)
-        at += columns * TILE
-    pieces.clear()
-    yield weight.order, slab
 
 
 def _takes(x: Tensor) -> bool:
@@ -220,7 +167,7 @@ def linear_add(x: Tensor, weight: Any, residual: Tensor, scale: float = 1.0) -> 
         return _product(x, None, (weight,), residual=residual.contiguous(), scale=scale)
     if weight.bias is not None or weight.shape[0] * weight.shape[1] > SLAB:
         return torch.add(residual, _wide(x, None, (weight,)), alpha=scale)
-    ((order, slab),) = _slabs((weight,))
+    ((order, slab),) = slabs((weight,))
     return torch.addmm(residual, _norm_rows(x, None, order), slab.t(), alpha=scale)
 
 
@@ -301,7 +248,7 @@ def attend(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> 
             attention.window,
             attention.sinks,
         )
-    if attention.softcap > 0 or (attention.sinks is not None and not _has_flash(q)):
+    if not _own_prefill(q, attention) and (attention.softcap > 0 or (attention.sinks is not None and not _has_flash(q))):
         return references.attend(q, layer, batch, attention)
     return _prefill(q.contiguous(), layer, batch, attention)
 
@@ -310,26 +257,39 @@ def _has_flash(q: Tensor) -> bool:
     return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
+def _own_prefill(q: Tensor, attention: Attention) -> bool:
+    """Whether the kernel for many query tokens takes ``q``: it is made of products that only Hopper has."""
+    hopper = torch.cuda.get_device_capability(q.device) == (9, 0)
+    return hopper and q.shape[2] in PREFILL_DIMS and attention.sinks is None
+
+
 def _prefill(q: Tensor, layer: CacheLayer, batch: Batch, attention: Attention) -> Tensor:
-    """Many query tokens: each sequence's keys and values in order as fp16, then torch's attention with a lower-right causal mask."""
-    out, d = torch.empty_like(q), q.shape[2]
+    """Many query tokens, sequence after sequence."""
     starts, lengths = batch.spans if batch.spans is not None else (batch.query_start.tolist(), batch.lengths.tolist())
+    parts = []
     for i, length in enumerate(lengths):
-        here = slice(starts[i], starts[i + 1])
         if starts[i] == starts[i + 1]:
             continue
         pages = batch.page_table[i, : -(-length // PAGE)].contiguous()
-        k = _native.gather_pages(layer.k, layer.k_scale, layer.k_bits, pages, length, d)
-        v = _native.gather_pages(layer.v, layer.v_scale, layer.v_bits, pages, length, d)
-        y = _attend_sequence(q[here], k, v, attention)
-        if len(lengths) == 1 and y.shape[0] == q.shape[0]:
-            return y.flatten(1)
-        out[here] = y
-    return out.flatten(1)
+        parts.append(_attend_sequence(q[starts[i] : starts[i + 1]], layer, pages, length, attention))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y.flatten(1)
 
 
-def _attend_sequence(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
-    """q [t, h, d] at the end of k and v [length, g, d] -> [t, h, d]."""
+def _attend_sequence(q: Tensor, layer: CacheLayer, pages: Tensor, length: int, attention: Attention) -> Tensor:
+    """q [t, h, d], the last tokens of a sequence of ``length`` in ``pages`` -> [t, h, d]. Quantised keys and values become fp16 first."""
+    d, own = q.shape[2], _own_prefill(q, attention)
+    if own and layer.k_bits == layer.v_bits == 16:
+        return _native.attend_prefill(q, layer.k, layer.v, pages, length, attention.scale, attention.softcap, attention.window)
+    k = _native.gather_pages(layer.k, layer.k_scale, layer.k_bits, pages, length, d)
+    v = _native.gather_pages(layer.v, layer.v_scale, layer.v_bits, pages, length, d)
+    if own:
+        return _native.attend_prefill(q, k, v, None, length, attention.scale, attention.softcap, attention.window)
+    return _attend_by_torch(q, k, v, attention)
+
+
+def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    """q [t, h, d] at the end of k and v [length, g, d] -> [t, h, d]: torch's attention with a lower-right causal mask."""
     rows, length = q.shape[0], k.shape[0]
     if _has_flash(q):
         left = attention.window - 1 if attention.window > 0 else -1
