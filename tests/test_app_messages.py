@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from app_stage import Speaker, Stage
 from textual import events
@@ -358,3 +360,21 @@ async def test_what_does_not_fit_is_said_above_or_below_the_prompt_before_it_is_
         stage.app.main.prompt.put("word")
         await stage.settle(pilot)
         assert not asking.border_title
+
+
+async def test_an_editor_that_is_not_there_gives_the_terminal_back(monkeypatch):
+    monkeypatch.setenv("VISUAL", "no-such-editor")
+    stage, back = Stage(), []
+
+    @contextmanager
+    def suspend():
+        yield
+        back.append("taken back")  # as in Textual: not where the block fails
+
+    async with stage.app.run_test(size=(80, 24)) as pilot:
+        await stage.load(pilot)
+        stage.app.suspend = suspend
+        await pilot.press("ctrl+e")
+        await stage.settle(pilot)
+        assert back
+        assert any("'no-such-editor' did not work" in notice.message for notice in stage.app._notifications)

@@ -193,11 +193,12 @@ class MessageDesk:
         """Give the terminal to another program; what it leaves, or None."""
         try:
             with self._app.suspend():
-                return run()
+                try:
+                    return run()
+                except ExltuiError as error:  # Textual takes the terminal back only where its block ends well
+                    self._app.call_later(self._app.fail, error)
         except SuspendNotSupported:
             self._app.tell("This terminal cannot be given to another program.", error=True)
-        except ExltuiError as error:
-            self._app.fail(error)
         finally:
             self._app.refresh()
         return None
