@@ -27,7 +27,7 @@ class LoadOptions:
     length: int | None = None  # context in tokens; None: the model's own, at most 8,192
     cache_tokens: int | None = None  # that all jobs together may have in the cache; None: as many as the context
     cache: str = "fp16"  # "fp16", "q8", "q6", "q4", or "K,V" bits
-    chunk_size: int = 2048  # prompt tokens per forward pass
+    chunk_size: int = 4096  # prompt tokens per forward pass; on a CPU fewer
     reproducible: bool = False  # a seed gives the same tokens whatever else runs; slower (docs/sampling.md)
     max_batch: int = 32  # jobs that run at once; the others wait
     threads: int | None = None  # CPU threads; None: physical cores

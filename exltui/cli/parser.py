@@ -74,7 +74,7 @@ def _shared(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     _positions(group)
     add("--cache-tokens", int, "TOKENS", "room for all jobs together, for large batches (default: the context)")
     add("--cache", str, "MODE", "KV cache: fp16, q8, q6, q4, or K,V bits such as 8,4 (default fp16)")
-    add("--chunk-size", int, "TOKENS", "prompt tokens in one step (default 2048; on the CPU, and in eval, 256)")
+    add("--chunk-size", int, "TOKENS", "prompt tokens in one step (default 4096; on the CPU, and in eval, 256)")
     add("--max-batch", int, "N", "jobs that run at once, for exltui bulk and candidates (default 32, the most)")
     add("--threads", int, "N", "CPU threads (default: one for each core)")
     group.add_argument(
