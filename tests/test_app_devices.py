@@ -13,6 +13,7 @@ from toy import toy_generator
 from exltui import protocol
 from exltui.app.observed import JobFigures
 from exltui.app.panes.devices import device_lines, job_lines, page_strip, step_lines
+from exltui.app.screens.loader_lines import layer_bits
 from exltui.engine.meters import held_memory
 from exltui.engine.run import pages
 from exltui.engine.run.stopwatch import Stopwatch
@@ -57,6 +58,9 @@ def test_a_step_is_told_by_its_parts():
     assert lines[0].endswith("22.00 ms · 40/s")
     assert [line.split() for line in lines[2:]] == [["model", "21.00", "ms"], ["sampling", "0.40", "ms"], ["host", "0.60", "ms"]]
     assert step_lines(None, 26) == []
+    waits = StepTimes(40, 0.0210, 0.0006, 0.0004)
+    assert "waits for the processor" in plain(step_lines(waits, 40, gpu=True))[-1]
+    assert len(step_lines(waits, 40)) == len(step_lines(STEP, 40, gpu=True)) == len(lines)
 
 
 def test_a_reply_tells_its_speeds_and_how_many_drafts_held():
@@ -142,3 +146,8 @@ def test_the_meter_survives_as_json():
     meter = Meter((GPU,), 40.0, None, 24, 512, 2, 8, "uu.f...p", STEP)
     assert from_json(to_json(meter)) == meter
     assert protocol.Meter is Meter
+
+
+def test_the_bits_of_each_layer_are_a_line_of_bars():
+    assert layer_bits([2.0, 4.0, 8.0]) == "2.0-8.0 ▃▅█"
+    assert layer_bits([4.0] * 31 + [8.0]).endswith("▅▆"), "two layers share a bar"

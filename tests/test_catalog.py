@@ -47,6 +47,7 @@ def test_exl2_and_gptq(tmp_path: Path) -> None:
     # weights of the layer's one linear: 64 x 32; its bits: packed words, permutation, scales and groups
     assert exl2.bpw == 8 * (4 * 8 * 32 + 4 * 64 + 4 * 4 + 2 + 4) / (64 * 32)
     assert gptq.bpw == 8 * (4 * 8 * 32 + 4 * 4 + 2 * 32 + 4 * 64) / (64 * 32)
+    assert exl2.layers == (exl2.bpw,)
     assert exl2.parameters == 10 * 64 + 64 * 32  # the head is a copy of the embedding
     assert gptq.parameters == 10 * 64 + 64 * 32
 

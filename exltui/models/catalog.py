@@ -47,6 +47,7 @@ class ModelInfo:
     problem: str | None = None
     adapters: tuple[AdapterRow, ...] = ()  # LoRA adapters that lie beside it
     used: float | None = None  # when it was loaded last, in seconds since 1970, as far as a list knows
+    layers: tuple[float, ...] = ()  # bits of a linear weight by layer
 
 
 _known: dict[Path, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}  # by directory: its files when it was read, and what it is
@@ -175,15 +176,16 @@ def _read(path: Path, name: str, size: int) -> ModelInfo:
             also = "a SentencePiece tokenizer.model but " if (path / "tokenizer.model").exists() else ""
             raise ModelError(f"{name}: there is {also}no tokenizer.json")
         tensors = read_checkpoint(path)
-        kind, bpw, parameters = _figures(config, tensors)
+        kind, bpw, parameters, layers = _figures(config, tensors)
         problem = None
     except (ModelError, CheckpointError) as error:
-        kind, bpw, parameters, problem = "", None, None, one_line(str(error))
+        kind, bpw, parameters, layers, problem = "", None, None, (), one_line(str(error))
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     if problem is None and not architecture:
         problem = f"{name}: config.json names no architecture"
-    return ModelInfo(name, path, architecture, kind, bpw, size, _context(config), parameters, _has_template(path), problem)
+    context, has_template = _context(config), _has_template(path)
+    return ModelInfo(name, path, architecture, kind, bpw, size, context, parameters, has_template, problem, layers=layers)
 
 
 def _config(path: Path, name: str) -> dict[str, Any]:
@@ -218,19 +220,23 @@ def _has_template(path: Path) -> bool:
     return isinstance(values, dict) and bool(values.get("chat_template"))
 
 
-LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 FLOATS = ("F16", "BF16", "F32", "F8_E4M3")
 QUANTISED = ("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups", "qweight", "qzeros", "scales", "g_idx")  # EXL2, GPTQ and AWQ
 BESIDE = ("weight_scale", "weight_scale_inv", "input_scale")  # of FP8
 
 
-def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[str, float | None, int]:
-    """(format, bits per weight of the layers, parameters). A tied head that a quantised file holds as a copy is no parameter."""
+def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[str, float | None, int, tuple[float, ...]]:
+    """(format, bits per weight of the layers, parameters, bits by layer).
+
+    A tied head that a quantised file holds as a copy is no parameter.
+    """
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         module, _, part = name.rpartition(".")
         modules.setdefault(module, {})[part] = info
-    kinds, layer_bits, layer_weights, parameters = set(), 0, 0, 0
+    kinds, parameters = set(), 0
+    layers: dict[int, list[int]] = {}  # bits and weights
     method = config.get("quantization_config")
     bits = method.get("bits") if isinstance(method, dict) else None
     for module, parts in modules.items():
@@ -238,12 +244,15 @@ def _figures(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[st
         vectors = {part: info for part, info in parts.items() if len(info.shape) < 2 and part not in (*QUANTISED, *BESIDE)}
         if not (module.endswith("lm_head") and config.get("tie_word_embeddings")):
             parameters += weights + sum(info.numel for info in vectors.values() if info.dtype in FLOATS)
-        if kind and LAYER.search(f"{module}."):
+        if kind and (found := LAYER.search(f"{module}.")):
             kinds.add(kind)
-            layer_bits += 8 * sum(info.nbytes for part, info in parts.items() if part not in vectors)
-            layer_weights += weights
+            layer = layers.setdefault(int(found.group(1)), [0, 0])
+            layer[0] += 8 * sum(info.nbytes for part, info in parts.items() if part not in vectors)
+            layer[1] += weights
     known = next((kind for kind in ("exl2", "gptq", "mxfp4", "fp8", "f32", "bf16", "f16") if kind in kinds), "")
-    return known, layer_bits / layer_weights if layer_weights else None, parameters
+    held = [(bits, weights) for _, (bits, weights) in sorted(layers.items()) if weights]
+    whole = sum(weights for _, weights in held)
+    return known, sum(bits for bits, _ in held) / whole if whole else None, parameters, tuple(bits / weights for bits, weights in held)
 
 
 def _module(parts: dict[str, TensorInfo], bits: int) -> tuple[str, int]:

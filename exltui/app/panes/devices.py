@@ -88,15 +88,17 @@ def page_strip(page_map: str, width: int) -> Content:
     return Content.assemble(*(PAGES[state] for state in states), " " * (width - cells))
 
 
-def step_lines(step: StepTimes | None, width: int) -> list[Content]:
-    """Where the time of a step went."""
+def step_lines(step: StepTimes | None, width: int, *, gpu: bool = False) -> list[Content]:
+    """Where the time of a step went; with a ``gpu``, whether it waits for the processor."""
     if step is None:
         return []
     whole = step.host + step.model + step.sampling
     parts = ((step.model, "model", "$primary"), (step.sampling, "sampling", "$accent"), (step.host, "host", "$text-muted"))
     right = Content.styled(f"{figures.millis(whole)} · {step.steps}/s", "$text-muted")
     lines = [spread(Content("a step"), right, width), segments([(part / whole, style) for part, _, style in parts] if whole else [], width)]
-    return [*lines, *(_figure(name, figures.millis(part), style, width) for part, name, style in parts)]
+    lines += [_figure(name, figures.millis(part), style, width) for part, name, style in parts]
+    waits = gpu and step.host > step.model
+    return [*lines, Content.styled("  the GPU waits for the processor", "$warning")] if waits else lines
 
 
 def job_lines(job: JobFigures | None, width: int) -> list[Content]:
@@ -164,7 +166,10 @@ class DevicesPane(Widget, can_focus=True):
         ]
         blocks.append(engine_lines(observed, width))
         if self.has_focus:
-            blocks += [step_lines(observed.step, width), job_lines(observed.job, width)]
+            blocks += [
+                step_lines(observed.step, width, gpu=observed.loaded is not None and observed.loaded.device != "cpu"),
+                job_lines(observed.job, width),
+            ]
         lines: list[Content] = []
         for block in blocks:
             lines += ([Content("")] if lines and block else []) + block

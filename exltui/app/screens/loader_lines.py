@@ -78,6 +78,13 @@ def format_name(model: ModelInfo) -> str:
     return f"{model.format} {model.bpw:.1f}" if model.format in ("exl2", "gptq") and model.bpw else model.format
 
 
+def layer_bits(layers: Sequence[float]) -> str:
+    """The bits of each layer, from the first to the last, as a line of bars; as many layers share a bar as there must."""
+    groups = min(len(layers), 16)
+    means = [layers[at * len(layers) // groups : (at + 1) * len(layers) // groups] for at in range(groups)]
+    return f"{min(layers):.1f}-{max(layers):.1f} {figures.spark([sum(each) / len(each) for each in means], groups, max(layers))}"
+
+
 def model_lines(model: ModelInfo, observed: Observed, now: float) -> list[Content]:
     """The details of one model."""
     lines = [Content.styled(one_line(model.name), "bold $primary"), Content("")]
@@ -87,6 +94,7 @@ def model_lines(model: ModelInfo, observed: Observed, now: float) -> list[Conten
     rows = [
         ("architecture", one_line(model.architecture or figures.DASH)),
         ("format", f"{model.format or figures.DASH}, {bits}"),
+        *([("by layer", layer_bits(model.layers))] if max(model.layers, default=0) - min(model.layers, default=0) > 0.05 else []),
         ("parameters", figures.count(model.parameters)),
         ("on disk", figures.size(model.size)),
         ("context", f"{figures.count(model.context)} tokens"),
