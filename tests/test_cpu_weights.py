@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import load, make, reference_logits
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from exltui.engine.evaluate.logits import logits
 from exltui.engine.model.loading import load_model
@@ -18,8 +20,9 @@ from exltui.engine.model.weights.blocked import BlockedWeight, block_plain
 from exltui.engine.model.weights.dense import DenseWeight
 from exltui.engine.ops import bind
 from exltui.engine.ops.table import nmse
+from exltui.engine.session import open_session
 from exltui.errors import DeviceError, ModelError
-from exltui.protocol import LoadOptions
+from exltui.protocol import JobSpec, LoadOptions, Sampling, Text
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CPU = torch.device("cpu")
@@ -142,3 +145,27 @@ def test_rounding_needs_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load(tmp_path, load_as="q4")
     assert "--load-f16" in caught.value.hint
     assert load(tmp_path, load_as="f16").format == "f32"
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(seed=3)])
+def test_a_step_that_decodes_asks_torch_only_for_room_for_the_logits_and_the_draw(starter_model: Path, sampling: Sampling) -> None:
+    """Each torch function more costs 10 to 20 microseconds where the weights have just been read (docs/cpu.md)."""
+    session = open_session(starter_model, LoadOptions(device="cpu", length=512), lambda *_: None, lambda: False)
+    session.generator.submit(JobSpec("a", prompt="Once upon a time", sampling=sampling, max_new_tokens=8, stop_token_ids=()))
+    for _ in range(3):
+        session.generator.advance()
+    with Dispatched() as seen:
+        assert any(isinstance(event, Text) for event in session.generator.advance())
+    assert seen.names == ["aten.empty.memory_format"] * 2  # in the two native calls
