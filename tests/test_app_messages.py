@@ -378,3 +378,21 @@ async def test_an_editor_that_is_not_there_gives_the_terminal_back(monkeypatch):
         await stage.settle(pilot)
         assert back
         assert any("'no-such-editor' did not work" in notice.message for notice in stage.app._notifications)
+
+
+async def test_a_reply_can_be_chosen_while_the_others_are_still_written():
+    stage = Stage(client=Speaker(["One short.", "Two " + "long " * 30]))
+    async with stage.app.run_test(size=WIDE) as pilot:
+        await stage.load(pilot)
+        stage.app.dialogue.conversation.add("user", TIDES)
+        await stage.say(pilot, "/candidates 2")
+        await stage.play(pilot, 0.6)
+        assert stage.app.dialogue.busy
+        await pilot.press("1")
+        await stage.settle(pilot)
+        assert stage.texts[-1] == ("assistant", "One short.")
+        await stage.until(pilot, lambda: not stage.app.dialogue.busy)
+        assert stage.texts[-1] == ("assistant", "One short."), "what was chosen stays on the screen"
+        versions = stage.app.dialogue.conversation.siblings(stage.app.dialogue.conversation.head)
+        assert [version.state for version in versions] == ["done", "done"]
+        assert versions[1].text.count("long") == 30

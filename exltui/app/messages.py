@@ -285,7 +285,7 @@ class MessageDesk:
 
         def chosen(id: str | None) -> None:
             self._app.view.columns = None
-            if id is not None and self._dialogue.writing is None:
+            if id is not None:  # what is still being written goes on, the others beside it
                 self._dialogue.revision.go_to(id)
 
         screen = CandidatesScreen(columns, self._dialogue.stop)

@@ -122,9 +122,9 @@ class Revision:
         return versions[at].id
 
     def go_to(self, id: str) -> None:
-        """Read the branch of message ``id``."""
+        """Read the branch of message ``id``. What is being written finds its own place, shown or not."""
         talk = self._dialogue
-        if id in talk.conversation and talk.writing is None:
+        if id in talk.conversation:
             talk.conversation.select(id)
             talk.records.save(talk.conversation)
             talk.show()
