@@ -243,4 +243,4 @@ def test_a_keymap_of_the_settings_is_checked():
     assert "F10 is given to both chat.new and app.quit" in str(twice)
     [taken] = check_keymap({"chat.new": "ctrl+q"}, places())
     assert "Ctrl+Q is given to both chat.new and app.quit" in str(taken)
-    assert check_keymap({"message.edit": "n"}, places()) == [], "n of the list of chats is another place"
+    assert check_keymap({"message.edit": "a"}, places()) == [], "a of the list of chats is another place"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exltui.chat.fit import fit
+from exltui.chat.fit import alternating, fit
 from exltui.errors import ContextError
 
 
@@ -66,6 +66,17 @@ def test_too_long_a_message_is_told_in_numbers():
         fit(chat("a", system="y" * 2000), render, count, context=1000, reserve=100)
     with pytest.raises(ContextError, match="the last message"):
         fit(chat("x" * 2000), render, count, context=1000, reserve=100)
+
+
+def test_a_question_that_was_too_long_to_be_answered_goes_before_the_next() -> None:
+    messages = [{"role": "user", "content": "x" * 5000}, {"role": "user", "content": "why?"}]
+    fitted = fit(messages, lambda kept: render(alternating(kept)), count, context=1000, reserve=100)
+    assert fitted.left_out == (0,) and [message["content"] for message in fitted.messages] == ["why?"]
+
+
+def test_messages_of_one_role_in_a_row_become_one() -> None:
+    messages = [{"role": role, "content": text} for role, text in (("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"))]
+    assert [(m["role"], m["content"]) for m in alternating(messages)] == [("user", "a\n\nb"), ("assistant", "c"), ("user", "d")]
 
 
 def test_the_reserve_is_at_most_half_of_the_context():

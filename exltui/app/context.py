@@ -48,12 +48,7 @@ class ContextDesk:
         order = dialogue.order(dialogue.conversation, dialogue.conversation.head, loaded)
         if not draft.strip():
             return order
-        turns = order.turns
-        if turns and turns[-1].role == "user":
-            last = turns[-1]
-            joined = Turn("user", f"{last.content}\n\n{draft}", last.ids, pinned=last.pinned)
-            return dataclasses.replace(order, turns=(*turns[:-1], joined))
-        return dataclasses.replace(order, turns=(*turns, Turn("user", draft)))
+        return dataclasses.replace(order, turns=(*order.turns, Turn("user", draft)))
 
     # ── the budget ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

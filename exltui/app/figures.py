@@ -7,6 +7,12 @@ from collections.abc import Iterable
 
 DASH = "–"
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_STAGES = {"extension": "compiling the kernels, once", "weights": "reading the weights", "warm-up": "warming up", "": "opening"}
+
+
+def stage(name: str) -> str:
+    """What a stage of loading does."""
+    return _STAGES.get(name, name)
 
 
 def count(value: int | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from exltui.chat import thinking
 from exltui.chat.bias import bias_tokens
 from exltui.chat.budget import Budget, shares
-from exltui.chat.fit import Fitted, fit
+from exltui.chat.fit import Fitted, alternating, fit
 from exltui.chat.template import Template, load_template
 from exltui.chat.tree import Message, Turn
 from exltui.chat.variables import template_values
@@ -159,9 +159,11 @@ class Preparer:
         pinned = {place for place, turn in enumerate(order.turns) if turn.pinned}
         variables = template_values(order.options)
         room = order.context - tools.count(order.start) if order.start else order.context
-        return fit(
-            messages, lambda kept: tools.template.prompt(kept, **variables), tools.count, room, order.max_new_tokens or RESERVE, pinned
-        )
+
+        def render(kept: Sequence[dict[str, str]]) -> str:
+            return tools.template.prompt(alternating(kept), **variables)
+
+        return fit(messages, render, tools.count, room, order.max_new_tokens or RESERVE, pinned)
 
     def _tools_for(self, order: Order) -> _Tools:
         key = (order.model_dir, order.options.get("format", ""))

@@ -66,6 +66,17 @@ def fit(
     return attempt(block) if block > dropped and len(turns) - block >= _BLOCK else fitted
 
 
+def alternating(messages: Sequence[Turn]) -> list[Turn]:
+    """``messages`` with those of one role in a row as one, as templates insist: a question without an answer and the next, for example."""
+    found: list[Turn] = []
+    for message in messages:
+        if found and found[-1]["role"] == message["role"]:
+            found[-1] = {**message, "content": f"{found[-1]['content']}\n\n{message['content']}"}
+        else:
+            found.append(message)
+    return found
+
+
 def _turns(messages: Sequence[Turn], first: int) -> list[list[int]]:
     """The places of ``messages`` from ``first`` on, cut before every message of the user."""
     turns: list[list[int]] = []

@@ -167,8 +167,7 @@ class Conversation:
     def turns(self, leaf: str | None = None, system: str | None = None) -> list[Turn]:
         """What a model is asked with: the system prompt (``system`` in its place, if given) with the note, and the path to ``leaf``.
 
-        Replies without a word (failed ones) and dropped messages are left out, and so are thoughts unless the chat keeps them. Two
-        messages of one role in a row become one: templates insist on alternation.
+        Replies without a word (failed ones) and dropped messages are left out, and so are thoughts unless the chat keeps them.
         """
         keep = self.options.get("thoughts") == "keep"
         own = self.system if system is None else system
@@ -178,12 +177,7 @@ class Conversation:
             text = message.text if keep or message.role != "assistant" else thinking.answer(message.text)
             if message.dropped or (message.role == "assistant" and not text):
                 continue
-            last = turns[-1] if turns else None
-            if last is not None and last.role == message.role:
-                joined = f"{last.content}\n\n{text}"
-                turns[-1] = Turn(message.role, joined, (*last.ids, message.id), last.pinned or message.pinned)
-            else:
-                turns.append(Turn(message.role, text, (message.id,), message.pinned))
+            turns.append(Turn(message.role, text, (message.id,), message.pinned))
         return turns
 
     # ── writing ──

@@ -16,8 +16,6 @@ from exltui.models.plan import plan
 from exltui.protocol import DeviceMeter, LoadOptions
 from exltui.text import one_line
 
-STAGES = {"extension": "compiling the kernels, once", "weights": "reading the weights", "warm-up": "warming up", "": "opening"}
-
 
 def searchable(model: ModelInfo) -> str:
     """What a search looks at: the name, the architecture, the format."""
@@ -144,7 +142,7 @@ def loading_lines(observed: Observed, width: int) -> list[Content]:
         pieces.append(f"{figures.duration(loading.seconds_left)} left")
     right = Content.styled(" · ".join(piece for piece in pieces if piece), "$text-muted")
     return [
-        spread(Content.assemble((name, "bold"), f"  {STAGES.get(loading.stage, loading.stage)}"), right, width),
+        spread(Content.assemble((name, "bold"), f"  {figures.stage(loading.stage)}"), right, width),
         bar(loading.fraction, width),
         Content.styled("Esc stops it · Ctrl+L leaves it running and goes back", "$text-muted"),
     ]

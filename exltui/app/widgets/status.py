@@ -29,8 +29,7 @@ def pieces(observed: Observed, *, narrow: bool) -> list[Piece]:
     loading, loaded, job = observed.loading, observed.loaded, observed.job
     if loading is not None:
         percent = figures.percent(loading.done, loading.total) if loading.total else ""
-        stage = loading.stage or "opening"
-        return [Piece(9, Content.assemble(("loading ", "$accent"), (f"{stage} {percent}", "")))]
+        return [Piece(9, Content.assemble((figures.stage(loading.stage), "$accent"), f" {percent}"))]
     if loaded is None:
         state = "no model" if observed.host else "engine starting"
         return [Piece(9, Content.styled(state, "$text-muted"))]
