@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "bind_tensors.h"
 #include "cpu/inputs.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
@@ -19,10 +20,9 @@
 
 namespace {
 
-using at::Tensor;
 using namespace exltui;
+using namespace exltui::bind;
 using rows::AttentionArgs, rows::BatchArgs, rows::Context, rows::HeadArgs, rows::Layer, rows::OptionalNorm, rows::RopeArgs, rows::Weights;
-using OptionalTensor = std::optional<Tensor>;
 using OptionalTensors = c10::List<std::optional<Tensor>>;
 
 const Kernels* kernels = &choose("");
@@ -38,47 +38,6 @@ Context context() {
   thread_local Arena arena;
   arena.reset();
   return {*kernels, arena};
-}
-
-// ── checks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-void expect(const char* op, const char* what, int64_t got, int64_t wanted) {
-  TORCH_CHECK(got == wanted, op, ": ", what, " is ", got, ", expected ", wanted);
-}
-
-const float* floats(const char* op, const char* what, const Tensor& t, int64_t count) {
-  TORCH_CHECK(t.scalar_type() == at::kFloat && t.is_contiguous() && t.device().is_cpu(), op, ": ", what, " must be contiguous f32 on the CPU");
-  expect(op, what, t.numel(), count);
-  return t.const_data_ptr<float>();
-}
-
-const float* optional_floats(const char* op, const char* what, const OptionalTensor& t, int64_t count) {
-  return t.has_value() && t->defined() ? floats(op, what, *t, count) : nullptr;
-}
-
-const int32_t* integers(const char* op, const char* what, const Tensor& t, int64_t count) {
-  TORCH_CHECK(t.scalar_type() == at::kInt && t.is_contiguous() && t.device().is_cpu(), op, ": ", what, " must be contiguous i32 on the CPU");
-  expect(op, what, t.numel(), count);
-  return t.const_data_ptr<int32_t>();
-}
-
-const uint16_t* halves(const char* op, const char* what, const Tensor& t, int64_t count) {
-  TORCH_CHECK(t.scalar_type() == at::kHalf && t.is_contiguous(), op, ": ", what, " must be contiguous f16");
-  expect(op, what, t.numel(), count);
-  return static_cast<const uint16_t*>(t.const_data_ptr());
-}
-
-const char* bytes(const char* op, const char* what, const Tensor& t, int64_t count) {
-  TORCH_CHECK(t.scalar_type() == at::kByte && t.is_contiguous() && t.device().is_cpu(), op, ": ", what, " must be contiguous u8 on the CPU");
-  expect(op, what, t.numel(), count);
-  return static_cast<const char*>(t.const_data_ptr());
-}
-
-bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
-
-void check_matrix(const char* op, const char* what, const Tensor& x) {
-  TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.scalar_type() == at::kFloat && x.device().is_cpu(), op, ": ", what,
-              " must be a contiguous f32 matrix on the CPU");
 }
 
 // ── weights ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
