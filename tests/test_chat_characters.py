@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from exltui.chat.characters import Character, read_character, read_characters, save_character
+from exltui.chat.characters import Character, file_of, read_character, read_characters, save_character
 from exltui.errors import SettingsError
 
 CARD = {"name": "Ada", "description": "{{char}} is a mathematician.", "personality": "precise", "first_mes": "Good day, {{user}}."}
@@ -30,8 +30,8 @@ def test_markdown_is_a_system_prompt_with_or_without_a_head(tmp_path):
     plain, tutor = read_characters(tmp_path)
     assert (plain.name, plain.system, plain.greeting) == ("plain", "You are terse.", "")
     assert (tutor.name, tutor.variables) == ("Tutor", {"thinking": False})
-    assert tutor.text("system", "Bob") == "You are Tutor."
-    assert tutor.text("greeting", "Bob\\1") == "Hi Bob\\1", "a name is a name, not a pattern"
+    assert tutor.named(tutor.system, "Bob") == "You are Tutor."
+    assert tutor.named(tutor.greeting, "Bob\\1") == "Hi Bob\\1", "a name is a name, not a pattern"
 
 
 def test_toml_has_the_same_keys(tmp_path):
@@ -49,8 +49,8 @@ def test_cards_of_other_programs(tmp_path, wrapped):
     )
     for each in read_characters(tmp_path):
         assert each.name == "Ada", each.file
-        assert each.text("system", "Bob") == "Ada is a mathematician.\n\nAda's personality: precise"
-        assert each.text("greeting", "Bob") == "Good day, Bob."
+        assert each.named(each.system, "Bob") == "Ada is a mathematician.\n\nAda's personality: precise"
+        assert each.named(each.greeting, "Bob") == "Good day, Bob."
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_saved_character_is_the_same_when_it_is_read(tmp_path):
         Character("Plain", "You are terse."),
         Character("Tutor", "+++ begins it", "Hi\nthere", {"thinking": "on", "tools": [{"name": "f"}], "level": 3}),
     ):
-        file = save_character(tmp_path, character)
+        file = save_character(file_of(tmp_path, character.name), character)
         again = read_character(file)
         assert (again.name, again.system, again.greeting, again.variables) == (
             character.name, character.system, character.greeting, character.variables,
@@ -96,8 +96,8 @@ def test_saving_overwrites_no_file_that_cannot_be_read_and_leaves_the_folder_alo
     bad = tmp_path / "x.md"
     bad.write_text("+++\nhalf written")
     with pytest.raises(SettingsError, match="line 1"):
-        save_character(tmp_path, Character("x", "new"))
+        save_character(tmp_path / "x.md", Character("x", "new"))
     assert bad.read_text() == "+++\nhalf written"
     for name in ("../x", "", "x.", "a/b", "x\ny"):
         with pytest.raises(SettingsError, match="cannot be the name"):
-            save_character(tmp_path, Character(name, "new"))
+            file_of(tmp_path, name)

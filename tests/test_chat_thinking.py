@@ -78,7 +78,7 @@ def test_a_note_goes_in_with_the_system_prompt_and_dropped_messages_stay_out():
     talk.mark(talk.path()[1].id, dropped=True)
     turns = talk.turns()
     assert [turn.content for turn in turns] == ["Be brief.\n\nSummary: sums.", "2 + 2?", "And 3 + 3?"]
-    assert [turn.ids for turn in turns[1:]] == [(talk.path()[0].id,), (talk.path()[2].id,)]
+    assert [turn.id for turn in turns[1:]] == [talk.path()[0].id, talk.path()[2].id]
 
 
 def test_a_pinned_message_stays_when_the_chat_is_too_long():

@@ -19,6 +19,13 @@ def test_the_person_is_written_for_where_their_words_would_begin(starter_model):
         Preparer().prepare_as_person(Order("a", turns, str(starter_model), 128, Sampling()))
 
 
+def test_a_question_without_an_answer_is_one_message_with_the_next(starter_model):
+    turns = (Turn("user", "Hi"), Turn("user", "Are you there?"), Turn("assistant", "Yes."))
+    asked = Order("a", turns, str(starter_model), 2048, Sampling())
+    for job in (Preparer().prepare(asked).job, Preparer().prepare_as_person(asked).job):
+        assert "<|im_start|>user\nHi\n\nAre you there?<|im_end|>" in job.prompt
+
+
 def test_text_alone_is_written_on(starter_model):
     turns = (Turn("user", "Once upon"),)
     job = Preparer().prepare(Order("a", turns, str(starter_model), 2048, Sampling(), start=" a", options={"format": "text"})).job

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exltui.app.screens.pick import Choice, PickScreen
-from exltui.chat.characters import Character, read_character, read_characters, save_character, write_file
+from exltui.chat.characters import Character, file_of, read_character, read_characters, save_character, write_file
 from exltui.chat.variables import from_table, to_table
 from exltui.errors import SettingsError
 from exltui.text import one_line
@@ -119,8 +119,8 @@ class CharacterDesk:
         you = self._app.parts.you or "User"
         dialogue.take_character(
             character.name if character is not None else "",
-            character.text("system", you) if character is not None else "",
-            character.text("greeting", you) if character is not None else "",
+            character.named(character.system, you) if character is not None else "",
+            character.named(character.greeting, you) if character is not None else "",
             options,
         )
         if character is None:
@@ -143,8 +143,9 @@ class CharacterDesk:
             return
 
         def keep(text: str) -> None:
-            character = Character(text, conversation.system, greeting, to_table(conversation.options))
-            self._change(lambda: save_character(self.folder, character), self.folder / f"{text}.md", saved)
+            character = Character(text.strip(), conversation.system, greeting, to_table(conversation.options))
+            if (file := self._file(text)) is not None:
+                self._change(lambda: save_character(file, character), file, saved)
 
         def saved(file: Path) -> None:
             conversation.options["character"] = file.stem
@@ -172,12 +173,18 @@ class CharacterDesk:
 
     def _new(self) -> None:
         def write(name: str) -> None:
-            if one_line(name) != name or any(sign in name for sign in '/\\:*?"<>|') or name.strip(". ") != name:
-                self._app.fail(SettingsError(f"{name!r} cannot be the name of a character", "use letters, digits, blanks and dashes"))
-            else:
-                self._write_outside(self.folder / f"{name}.md")
+            if (file := self._file(name)) is not None:
+                self._write_outside(file)
 
         self._app.looks.ask("Name of the new character", write)
+
+    def _file(self, name: str) -> Path | None:
+        """The file of a new character; what can be no name is told."""
+        try:
+            return file_of(self.folder, name)
+        except SettingsError as error:
+            self._app.fail(error)
+            return None
 
     def _write_outside(self, file: Path) -> None:
         """Have the person change the file; what they saved is kept even if it cannot be read."""

@@ -38,7 +38,7 @@ class CompareDesk:
 
     def _form(self, characters: list[Character]) -> None:
         samplers = (NOW, *self._app.presets.all)
-        self._systems = {each.name: each.text("system", self._app.parts.you or "User") for each in characters if not each.problem}
+        self._systems = {each.name: each.named(each.system, self._app.parts.you or "User") for each in characters if not each.problem}
         systems = (NOW, NONE, *self._systems)
         adapters = self._adapter_choices()
         rows: list[Row] = []

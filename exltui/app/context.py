@@ -109,7 +109,7 @@ class ContextDesk:
             self._app.tell("There is nothing to summarise yet." if order is not None else "No model is loaded.")
             return
         ids = {message.id for message in old}
-        turns = tuple(turn for turn in order.turns if turn.role == "system" or ids & set(turn.ids))
+        turns = tuple(turn for turn in order.turns if turn.role == "system" or turn.id in ids)
 
         def done(text: str) -> None:
             if not text:

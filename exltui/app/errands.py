@@ -36,12 +36,8 @@ class Errands:
 
     def ask(self, order: Order, question: str, then: Callable[[str], None], failed: Callable[[ExltuiError], None]) -> None:
         """Ask ``question`` after the turns of ``order``; ``then`` gets the answer, which may be empty."""
-        turns = order.turns
-        if turns and turns[-1].role == "user":
-            turns = (*turns[:-1], Turn("user", f"{turns[-1].content}\n\n{question}"))
-        else:
-            turns = (*turns, Turn("user", question))
-        self._run(replace(order, turns=turns, sampling=ASIDE, start=""), self._preparer.prepare, then, failed)
+        asked = replace(order, turns=(*order.turns, Turn("user", question)), sampling=ASIDE, start="")
+        self._run(asked, self._preparer.prepare, then, failed)
 
     def write_as_person(self, order: Order, then: Callable[[str], None], failed: Callable[[ExltuiError], None]) -> None:
         """Have the person's next message after the turns of ``order`` written."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
@@ -17,10 +16,11 @@ from exltui.app.screens.ask import AskScreen
 from exltui.app.screens.candidates import CandidatesScreen
 from exltui.app.screens.pick import Choice, PickScreen
 from exltui.app.screens.sheet import SheetScreen
+from exltui.app.textfile import read_text
 from exltui.app.transcript.caret import HINT
 from exltui.app.widgets.prompt import PromptBox
 from exltui.chat import thinking
-from exltui.errors import ExltuiError, SettingsError
+from exltui.errors import ExltuiError
 from exltui.text import one_line
 
 if TYPE_CHECKING:
@@ -296,13 +296,7 @@ class MessageDesk:
         """Put a text file into the prompt."""
 
         def read() -> str:
-            path = Path(name).expanduser()
-            try:
-                if path.stat().st_size > LARGEST_FILE:
-                    raise SettingsError(f"{path} is larger than {LARGEST_FILE // 1_000_000} MB.", "Paste the part that matters.")
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{path} cannot be read as text: {error}", "Name a text file.") from error
+            path, text = read_text(name, LARGEST_FILE, "Name a text file, or paste the part that matters.")
             fence = "````" if "```" in text else "```"
             return f"{path.name}:\n{fence}{path.suffix[1:]}\n{text.rstrip()}\n{fence}\n"
 

@@ -99,9 +99,7 @@ class Preparer:
     def prepare_as_person(self, order: Order) -> Prepared:
         """The job that writes what the person says next: the prompt ends where their words would begin. Raises as ``prepare`` does."""
         tools = self._tools_for(order)
-        next_words = {"role": "user", "content": NEXT_WORDS}
-        variables = template_values(order.options)
-        prompt = tools.template.prompt([{"role": turn.role, "content": turn.content} for turn in order.turns] + [next_words], **variables)
+        prompt = _renderer(tools, order)([*_messages(order), {"role": "user", "content": NEXT_WORDS}])
         before, found, _ = prompt.rpartition(NEXT_WORDS)
         tokens = tools.count(before)
         if not found:
@@ -126,7 +124,7 @@ class Preparer:
             problem = f"{error}: {error.hint}"
         else:
             tokens = fitted.prompt_tokens
-            cut = {id for place in fitted.left_out for id in order.turns[place].ids}
+            cut = {id for place in fitted.left_out if (id := order.turns[place].id) is not None}
         system = order.turns[0].content if order.turns and order.turns[0].role == "system" else ""
         keep = order.options.get("thoughts") == "keep"
         found = shares(system, path, draft, cut, tools.count, keep_thoughts=keep)
@@ -155,15 +153,10 @@ class Preparer:
         return self._tools_for(order).template
 
     def _fit(self, tools: _Tools, order: Order) -> Fitted:
-        messages = [{"role": turn.role, "content": turn.content} for turn in order.turns]
         pinned = {place for place, turn in enumerate(order.turns) if turn.pinned}
-        variables = template_values(order.options)
         room = order.context - tools.count(order.start) if order.start else order.context
-
-        def render(kept: Sequence[dict[str, str]]) -> str:
-            return tools.template.prompt(alternating(kept), **variables)
-
-        return fit(messages, render, tools.count, room, order.max_new_tokens or RESERVE, pinned)
+        reserve = order.max_new_tokens or RESERVE
+        return fit(_messages(order), _renderer(tools, order), tools.count, room, reserve, pinned)
 
     def _tools_for(self, order: Order) -> _Tools:
         key = (order.model_dir, order.options.get("format", ""))
@@ -178,3 +171,13 @@ class Preparer:
 
                 self._tools = _Tools(key, tokenizer, load_template(tokenizer, key[1]), count)
             return self._tools
+
+
+def _messages(order: Order) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in order.turns]
+
+
+def _renderer(tools: _Tools, order: Order) -> Callable[[Sequence[dict[str, str]]], str]:
+    """What makes a prompt of messages, with what the chat tells its template."""
+    variables = template_values(order.options)
+    return lambda messages: tools.template.prompt(alternating(messages), **variables)

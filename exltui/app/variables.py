@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
 from exltui.app.screens.form import FormScreen, Row
+from exltui.app.textfile import read_text
 from exltui.chat.template import Template
 from exltui.chat.variables import DATE, OWN, THINKING, TOOLS, others, parse_date, parse_tools, parse_value, set_other, tool_names
-from exltui.errors import SettingsError
 
 if TYPE_CHECKING:
     from exltui.app.app import ExltuiApp
@@ -79,13 +78,7 @@ VALUE_HELP = "JSON (true, 3, a list) or plain text; empty: the template's own de
 def read_tools(text: str) -> str:
     """Tools as JSON, from JSON or from the file that has them. Raises SettingsError."""
     if not text.lstrip().startswith(("[", "{")):
-        path = Path(text).expanduser()
-        try:
-            if path.stat().st_size > LARGEST:
-                raise SettingsError(f"{path} is larger than {LARGEST // 1_000_000} MB.", "Keep only the tools that the chat needs.")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} cannot be read: {error}", "Name a JSON file, or write the JSON itself.") from error
+        _, text = read_text(text, LARGEST, "Name a JSON file, or write the JSON itself.")
     return json.dumps(parse_tools(text), ensure_ascii=False)
 
 

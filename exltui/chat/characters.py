@@ -29,6 +29,7 @@ FENCE = "+++"
 LARGEST = 20_000_000  # bytes of a file: cards are pictures
 KEYS = {"name": str, "system": str, "greeting": str, "variables": dict}
 WORDS = {str: "a text in quotes", dict: "a table"}
+_NAMES = re.compile(r"\{\{char\}\}|<bot>|\{\{user\}\}|<user>", re.IGNORECASE)
 _LINE = re.compile(r"line (\d+)")
 
 
@@ -46,12 +47,10 @@ class Character:
     file: Path | None = None
     problem: str = ""
 
-    def text(self, what: str, you: str) -> str:
-        """Its ``system`` or ``greeting`` with the names put in. ``you``: what the person is called."""
-        text = str(getattr(self, what))
-        for mark, name in (("{{char}}", self.name), ("<BOT>", self.name), ("{{user}}", you), ("<USER>", you)):
-            text = re.sub(re.escape(mark), lambda _, name=name: name, text, flags=re.IGNORECASE)  # type: ignore[misc]
-        return text
+    def named(self, text: str, you: str) -> str:
+        """``text`` with the names put in. ``you``: what the person is called."""
+        names = {"{{char}}": self.name, "<bot>": self.name, "{{user}}": you, "<user>": you}
+        return _NAMES.sub(lambda mark: names[mark.group().lower()], text)
 
 
 def read_characters(folder: Path) -> list[Character]:
@@ -79,14 +78,18 @@ def read_character(file: Path) -> Character:
     return Character(name, values.get("system", "").strip(), values.get("greeting", "").strip(), values.get("variables", {}), file)
 
 
-def save_character(folder: Path, character: Character) -> Path:
-    """Write ``character`` as NAME.md. Raises SettingsError; a file that is there and cannot be read is left alone."""
-    name = character.name.strip()
-    if not name or name.strip(". ") != name or any(sign in name for sign in '/\\:*?"<>|') or not name.isprintable():
+def file_of(folder: Path, name: str) -> Path:
+    """Where a character of this name is written: NAME.md. Raises SettingsError for what can be no file's name."""
+    name = name.strip()
+    if not name or name.strip(".") != name or any(sign in name for sign in '/\\:*?"<>|') or not name.isprintable():
         raise SettingsError(f"{name!r} cannot be the name of a character", "use letters, digits, blanks and dashes")
+    return folder / f"{name}.md"
+
+
+def save_character(file: Path, character: Character) -> Path:
+    """Write ``character`` to the ``file`` of its name. Raises SettingsError; a file that is there and cannot be read is left alone."""
     import tomlkit
 
-    file = folder / f"{name}.md"
     if file.exists():
         read_character(file)
     head: dict[str, Any] = {key: value for key in ("greeting", "variables") if (value := getattr(character, key))}

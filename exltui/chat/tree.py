@@ -55,11 +55,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What goes to the model as one message. ``ids`` are the messages that it is made of; none for the system prompt."""
+    """What goes to the model as one message. ``id`` is the message's own; None for the system prompt and what is not in the chat."""
 
     role: str
     content: str
-    ids: tuple[str, ...] = ()
+    id: str | None = None
     pinned: bool = False
 
 
@@ -177,7 +177,7 @@ class Conversation:
             text = message.text if keep or message.role != "assistant" else thinking.answer(message.text)
             if message.dropped or (message.role == "assistant" and not text):
                 continue
-            turns.append(Turn(message.role, text, (message.id,), message.pinned))
+            turns.append(Turn(message.role, text, message.id, message.pinned))
         return turns
 
     # ── writing ──

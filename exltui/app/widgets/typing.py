@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from textual import events
@@ -22,16 +21,9 @@ class KeysInOrder(Base):
     to the app. Keys that come in one packet, as they do on a slow line, would change places.
     """
 
-    leaves: Collection[str] = ()  # keys that are for the screen around it
-
     async def _on_key(self, event: events.Key) -> None:
         for binding in self._bindings.key_to_bindings.get(event.key, ()):
-            if (
-                not event.is_printable
-                and event.key not in self.leaves
-                and binding.action != "submit"
-                and await self.app.run_action(binding.action, self)
-            ):
+            if not event.is_printable and binding.action != "submit" and await self.app.run_action(binding.action, self):
                 event.stop()
                 event.prevent_default()
                 return
